@@ -69,7 +69,7 @@ def train(
     flags = dict(locals())
 
     # --- Arguments: everything that can be known before anything heavy is imported ---
-    checks.training(flags)
+    checks.training(flags, cli.given_flags())
 
     from utils import adapters, checkpoint, dataset, forgetting, hooks, hub, models, plots, record, runtime, training
     from utils.prompter import Prompter

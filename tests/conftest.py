@@ -14,6 +14,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest  # noqa: E402
 import tiny_models  # noqa: E402
+from shells import NAMES, PIPELINES, Tree  # noqa: E402
+
+from utils import cli, models  # noqa: E402
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -80,3 +83,38 @@ def quick(base, tmp_path) -> dict:
         "learning_rate": 1e-2,
         "train_on_inputs": False,
     }
+
+
+@pytest.fixture
+def tree(tmp_path) -> Tree:
+    root = tmp_path / "repository"
+    root.mkdir()
+    return Tree(root, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory) -> dict[str, list[str]]:
+    """The call of every script but the pipelines, where everything is there: folder, script, --flag, value, ..."""
+    folder = tmp_path_factory.mktemp("calls")
+    (folder / "repository").mkdir()
+    tree = Tree(folder / "repository", folder).complete()
+    found = {}
+    for name in [name for name in NAMES if name not in PIPELINES]:
+        done = tree.run(name)
+        assert (done.returncode, done.stderr) == (0, "")
+        (found[name],) = tree.called()
+        assert found[name][0] == str(tree.root)
+        tree.forget()
+    return found
+
+
+@pytest.fixture
+def nothing_starts(tmp_path, monkeypatch):
+    """Every test stands in a folder with a model, an adapter, data and prompts that look usable; no weights load."""
+    for folder in ("base", "adapter", "lora"):
+        (tmp_path / folder).mkdir()
+    for file in ("rows.json", "prompts.json", "plain.txt"):
+        (tmp_path / file).write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_given", frozenset())
+    monkeypatch.setattr(models, "load_base", lambda *_: pytest.fail("the base model was loaded"))

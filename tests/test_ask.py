@@ -129,6 +129,7 @@ def test_a_failure_is_asked_again(fault, tmp_path):
         assert outcome(flags, server, concurrency=1, timeout=0.3) is None
         assert len(server.asked) == 5
     assert once(flags)
+    assert server.times[2] - server.times[0] < 3.5  # two that hang for 2 s each are not waited for
 
 
 @pytest.mark.parametrize(
@@ -213,8 +214,9 @@ def test_retry_after_is_honoured_by_all_askers(form, tmp_path):
         assert outcome(flags, server, concurrency=2) is None
     assert once(flags)
     after = [moment - server.times[0] for moment in server.times[1:]]
-    assert not [moment for moment in after if 0.25 < moment < 0.9]  # those under way come in, then nobody asks
-    assert max(after) < 5
+    early = [moment for moment in after if moment < 0.9]
+    assert len(early) <= 2 and len(after) == 6  # what the other asker had sent by then; without waiting it is 6
+    assert max(after) < 8
 
 
 def test_a_wait_beyond_reason_leaves_the_call_for_another_run(tmp_path):

@@ -58,24 +58,6 @@ def test_a_finished_run_says_so_and_changes_nothing(copy, capsys):
     assert tree(Path(copy["output_dir"])) == before
 
 
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [("learning_rate", 1e-3), ("lora_r", 4), ("seed", 1), ("num_epochs", 2), ("prompt_template_name", "vigogne")],
-)
-def test_another_run_in_the_folder_is_refused_with_old_and_new(copy, flag, value):
-    before = tree(Path(copy["output_dir"]))
-    with pytest.raises(ModelFault, match=f"{flag.removeprefix('prompt_').removesuffix('_name')}.* -> .*--overwrite"):
-        finetune.train(**{**copy, flag: value})
-    assert tree(Path(copy["output_dir"])) == before
-
-
-def test_changed_data_is_refused(copy, tmp_path):
-    rows = json.loads(Path(copy["data_path"]).read_text())
-    (tmp_path / "rows.json").write_text(json.dumps(rows[::-1]))
-    with pytest.raises(ModelFault, match="data: "):
-        finetune.train(**{**copy, "data_path": str(tmp_path / "rows.json")})
-
-
 def test_overwrite_moves_the_old_run_away(copy):
     finetune.train(**{**copy, "learning_rate": 1e-3, "overwrite": True})
     old = Path(f"{copy['output_dir']}.old-1")

@@ -3,12 +3,8 @@
 python -m pytest tests/test_converters.py
 """
 
-import errno
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +16,7 @@ from utils.errors import ArgumentFault, DataFault
 from utils.strict_json import read_values
 
 ROOT = Path(__file__).resolve().parents[1]
-PART1, TRANSLATED = coig.PARTS
+PART1, TRANSLATED = "human_value_alignment_instructions_part1.json", "translated_instructions.jsonl"
 UNUSUAL = " \u00a0下联：左\u2028右\u0085\r\n\t### Response:\\n😀 "
 
 
@@ -87,14 +83,21 @@ def test_firefly_cuts_each_kind_in_five_and_keeps_the_order(tmp_path):
 def test_firefly_report(tmp_path):
     raw = lines(task("A", 0), task("A", 1, "\u3000\n"), *(task("A", number) for number in range(2, 6)))
     outputs = run_firefly(tmp_path, raw)
-    assert instructions(outputs) == [["A0"], ["A2"], ["A3"], ["A4"], ["A5"]]  # dropped rows do not count in the cut
+    assert instructions(outputs) == [
+        ["A0"],
+        ["A2", "A3"],
+        ["A4", "A5"],
+        [],
+        [],
+    ]  # a dropped row keeps its place in the cut
     assert report(tmp_path) == [
         {
-            "file": "firefly-train-1.1M.jsonl",
-            "sha256": hashlib.sha256(raw.encode()).hexdigest(),
+            "files": {"firefly-train-1.1M.jsonl": hashlib.sha256(raw.encode()).hexdigest()},
             "rows_in": 6,
-            "rows_out": {f"firefly-train-{index}.json": 1 for index in range(5)},
+            "rows_out": {f"firefly-train-{index}.json": count for index, count in enumerate((1, 2, 2, 0, 0))},
+            "repeats": {},
             "dropped": [{"line": 2, "reason": "the output would be empty"}],
+            "shortened": [],
         }
     ]
 
@@ -186,7 +189,7 @@ def test_coig_takes_a_folder_with_both(tmp_path):
         ],
     }
     part1, translate = report(tmp_path)
-    assert (part1["file"], part1["rows_in"], part1["rows_out"]) == (PART1, 2, {"coig-part1.json": 2})
+    assert ([*part1["files"]], part1["rows_in"], part1["rows_out"]) == ([PART1], 2, {"coig-part1.json": 2})
     assert (translate["rows_in"], translate["dropped"]) == (3, [{"line": 2, "reason": "the output would be empty"}])
 
 
@@ -196,20 +199,35 @@ def test_coig_in_two_runs_reports_both_and_again_only_once(tmp_path):
     assert set(run(coig, tmp_path / "raw", tmp_path / "out")) == {"coig-part1"}
     assert set(run(coig, translate, tmp_path / "out")) == {"coig-part1", "coig-translate"}
     run(coig, part1, tmp_path / "out")
-    assert sorted(entry["file"] for entry in report(tmp_path)) == [PART1, TRANSLATED]
+    assert sorted(file for entry in report(tmp_path) for file in entry["files"]) == [PART1, TRANSLATED]
 
 
-@pytest.mark.parametrize("key", ["trans_instruction", "trans_input", "trans_output"])
-@pytest.mark.parametrize(("value", "said"), [("gone", "is missing"), (None, "is null")])
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("trans_instruction", "gone", "is missing"),
+        ("trans_input", "gone", "is missing"),
+        ("trans_output", "gone", "is missing"),
+        ("trans_instruction", None, "is null"),
+        ("trans_output", None, "is null"),
+    ],
+)
 def test_translated_never_falls_back_to_english(tmp_path, key, value, said):
     put(tmp_path / "raw", TRANSLATED, lines(translated(0), translated(1, **{key: value})))
     with pytest.raises(DataFault, match=rf'{TRANSLATED}:2: "{key}" {said}'):
         run(coig, tmp_path / "raw", tmp_path / "out")
 
 
+def test_a_null_input_is_no_input(tmp_path):
+    put(tmp_path / "raw", TRANSLATED, lines(translated(0, trans_input=None)))
+    put(tmp_path / "raw", PART1, dump([{"instruction": "问", "input": None, "output": "答"}]))
+    outputs = run(coig, tmp_path / "raw", tmp_path / "out")
+    assert [row["input"] for rows in outputs.values() for row in rows] == ["", ""]
+
+
 def test_coig_refuses_a_file_of_another_name(tmp_path):
     path = put(tmp_path, "coig.jsonl", lines(translated(0)))
-    with pytest.raises(ArgumentFault, match=f"--input .*coig.jsonl: .*{PART1} or {TRANSLATED}"):
+    with pytest.raises(ArgumentFault, match=f"--input .*coig.jsonl: .*{PART1} or .*{TRANSLATED}"):
         coig.main(input=str(path), output_dir=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -252,15 +270,14 @@ def test_psyqa_drops_and_reports(tmp_path):
         assert [[row[0][:2], row[2]] for row in outputs[f"psyqa-{index}"]] == [*kept, ["次空", "答1"]]
     (entry,) = report(tmp_path)
     assert (entry["rows_in"], entry["rows_out"]["psyqa-0.json"], entry["rows_out"]["psyqa-5.json"]) == (4, 2, 1)
-    assert [drop["reason"] for drop in entry["dropped"]] == [
-        "the question has no answers",
+    assert [drop["reason"] for drop in entry["dropped"]] == ["the question has no answers", "the question is empty"]
+    assert [part["reason"] for part in entry["shortened"]] == [
         "answer 1 of 2 is empty: the question is not in psyqa-1, -3, -5",
         "answer 2 of 2 is empty",
-        "the question is empty",
     ]
     raw = (tmp_path / "raw" / "PsyQA_full.json").read_text("utf-8").split("\n")
     assert '"无"' in raw[entry["dropped"][0]["line"]]  # the line of a row is that of its brace, the key comes next
-    assert '"首空"' in raw[entry["dropped"][1]["line"]]
+    assert '"首空"' in raw[entry["shortened"][0]["line"]]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +287,7 @@ def test_psyqa_drops_and_reports(tmp_path):
         ({"answers": ["答"]}, 'an answer is a text, must be an object with "answer_text"'),
         ({"answers": [{"has_label": True}]}, '"answer_text" is missing'),
         ({"answers": [{"answer_text": 5}]}, '"answer_text" is a number, must be text'),
-        ({"description": None}, '"description" is null, must be text'),
+        ({"description": 7}, '"description" is a number, must be text'),
     ],
 )
 def test_psyqa_refuses(tmp_path, change, said):
@@ -280,92 +297,3 @@ def test_psyqa_refuses(tmp_path, change, said):
     assert f"PsyQA_full.json:2: {said}" in str(caught.value)
     with pytest.raises(DataFault, match='"answers" is missing'):
         run(psyqa, put(tmp_path, "x.json", lines({"question": "问", "description": ""})), tmp_path / "out")
-
-
-# Outputs and arguments
-
-
-def test_a_fault_leaves_earlier_outputs_as_they_were(tmp_path, monkeypatch):
-    run_firefly(tmp_path, lines(*ROWS))
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    source = put(tmp_path / "raw", "firefly-train-1.1M.jsonl", lines(*ROWS, *ROWS))
-
-    def full(handle: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
-            firefly.main(input=str(source), output_dir=str(tmp_path / "out"))
-    broken = put(tmp_path, "PsyQA_full.json", lines(question("问", "述", "答"), {}))
-    (tmp_path / "out" / "report.json").unlink()
-    with pytest.raises(DataFault, match=":2:"):
-        psyqa.main(input=str(broken), output_dir=str(tmp_path / "out"))
-    del before["report.json"]
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
-
-
-def test_nothing_shows_before_every_row_is_written(tmp_path, monkeypatch):
-    def look(where: str, raw: dict):
-        assert not [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
-        return psyqa_pieces(where, raw)
-
-    psyqa_pieces = psyqa._pieces
-    monkeypatch.setattr(psyqa, "_pieces", look)
-    assert len(run_psyqa(tmp_path, question("问", "述", "答"), question("问", "述", "答"))) == 6
-
-
-def test_an_input_that_changes_is_refused(tmp_path, monkeypatch):
-    source = put(tmp_path, "PsyQA_full.json", lines(question("问", "述", "答")))
-
-    def change(where: str, raw: dict):
-        source.write_text(lines(question("新", "述", "答")), "utf-8")
-        return pieces(where, raw)
-
-    pieces = psyqa._pieces
-    monkeypatch.setattr(psyqa, "_pieces", change)
-    with pytest.raises(DataFault, match="changed while it was read"):
-        run(psyqa, source, tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_wrong_arguments_name_the_flag(tmp_path):
-    source = str(put(tmp_path, "PsyQA_full.json", lines(question("问", "述", "答"))))
-    (tmp_path / "empty").mkdir()
-    cases = [
-        (firefly, "", "", "--input is missing; --output_dir is missing"),
-        (coig, source, "", "--output_dir is missing"),
-        (psyqa, str(tmp_path / "none"), str(tmp_path / "out"), "--input .*none: does not exist"),
-        (coig, str(tmp_path / "empty"), str(tmp_path / "out"), f"--input .*empty: .* {PART1} or {TRANSLATED}"),
-        (psyqa, source, source, "--output_dir .*: is a file"),
-        (psyqa, source, f"{source}/deeper", "--output_dir .*: is a file or lies in one"),
-    ]
-    for split, input, output_dir, said in cases:
-        with pytest.raises(ArgumentFault, match=said):
-            split.main(input=input, output_dir=output_dir)
-
-
-def test_neither_the_input_nor_the_report_of_another_set_is_overwritten(tmp_path):
-    content = lines(question("问", "述", "答"))
-    named_like_an_output = put(tmp_path / "raw", "psyqa-0.json", content)
-    with pytest.raises(ArgumentFault, match=r"--output_dir .*psyqa-0.json is the input"):
-        psyqa.main(input=str(named_like_an_output), output_dir=str(tmp_path / "raw"))
-    assert named_like_an_output.read_text("utf-8") == content
-    run_firefly(tmp_path, lines(*ROWS))
-    with pytest.raises(ArgumentFault, match=r"--output_dir .*report.json is not of psyQA"):
-        psyqa.main(input=str(named_like_an_output), output_dir=str(tmp_path / "out"))
-    assert not (tmp_path / "out" / "psyqa-0.json").exists()
-
-
-def test_as_a_command_from_elsewhere(tmp_path):
-    raw = put(tmp_path / "raw", "firefly-train-1.1M.jsonl", GOOD + '{"kind": "A"\n')
-    command = [sys.executable, str(ROOT / "data" / "firefly" / "split.py"), "--output_dir", "out"]
-    broken = subprocess.run([*command, "--input", "raw"], cwd=tmp_path, capture_output=True, text=True)
-    assert (broken.returncode, broken.stdout) == (3, "")
-    assert broken.stderr.startswith("split.py: error: raw/firefly-train-1.1M.jsonl:2:")
-    assert broken.stderr.count("\n") == 1
-    raw.write_text(GOOD, "utf-8")
-    fine = subprocess.run([*command, "--input", "raw"], cwd=tmp_path, capture_output=True, text=True)
-    assert (fine.returncode, fine.stderr) == (0, "")
-    assert "1 rows in, 0 dropped" in fine.stdout
-    assert len(list((tmp_path / "out").iterdir())) == 6

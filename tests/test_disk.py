@@ -36,7 +36,8 @@ WRITES = {
 def campaign(base, tmp_path_factory) -> kills.Campaign:
     """A run that nobody disturbed, and what it ended with."""
     folder = tmp_path_factory.mktemp("disk")
-    return kills.Campaign(kills.small_run(folder, str(base)), folder, random.Random(0), forked=True)
+    flags = {**kills.small_run(folder, str(base)), "num_epochs": 1, "val_set_size": 6, "batch_size": 6}
+    return kills.Campaign(flags, folder, random.Random(0), forked=True)
 
 
 @pytest.fixture

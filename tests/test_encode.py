@@ -1,7 +1,7 @@
 """Labels against hand-written ones, with a tokenizer of one token a character."""
 
 import pytest
-from tiny_models import bpe_tokenizer, character_tokenizer
+from tiny_models import ROWS, bpe_tokenizer, character_tokenizer
 
 from utils import encode
 from utils.encode import IGNORED
@@ -75,3 +75,32 @@ def test_special_tokens_in_the_data_are_text(prompter):
     ids = encode.encode_row(tokenizer, prompter, {**ROW, "output": "a</s>b<s>"}, 500, False)["input_ids"]
     assert ids.count(tokenizer.eos_token_id) == 1 and ids[-1] == tokenizer.eos_token_id
     assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_last_turn_only_learns_the_last_answer_alone(tokenizer, prompter):
+    row = {"instruction": "问", "output": "答", "history": [["一", "好"], ["二", "的"]]}
+    every, last = (encode.encode_row(tokenizer, prompter, row, 200, False, last_turn_only=one) for one in (False, True))
+    kept = [token for token in last["labels"] if token != IGNORED]
+    assert tokenizer.convert_ids_to_tokens(kept) == ["答", "</s>"]
+    assert last["input_ids"] == every["input_ids"] and (every["answers"], last["answers"]) == (3, 1)
+    cut = encode.encode_row(tokenizer, prompter, row, every["whole"] - 1, False)
+    assert (cut["answers"], cut["ended"]) == (3, 2)
+
+
+def test_many_rows_at_once_are_encoded_as_each_alone(prompter):
+    tokenizer = bpe_tokenizer()
+    rows = [*ROWS, {**ROW, "history": [["一", "好"], ["\n二", "\n的"]]}, {**ROW, "output": ""}, *ROWS[::-1]]
+    together = encode.encode_rows(tokenizer, prompter, rows, 60, False)
+    assert together == [encode.encode_row(tokenizer, prompter, row, 60, False) for row in rows]
+    assert encode.encode_rows(tokenizer, prompter, [], 60, False) == []
+
+
+@pytest.mark.parametrize("text", ["长", "a b ", "\n", " ", "你好，world! ", "😀"])
+def test_a_long_text_keeps_the_tokens_it_has_in_front_of_the_cutoff(prompter, monkeypatch, text):
+    tokenizer = bpe_tokenizer()
+    row = {**ROW, "output": "答" + text * 3000}
+    short = encode.encode_row(tokenizer, prompter, row, 50, False)
+    monkeypatch.setattr(encode, "_CHARACTERS", 1_000_000)
+    whole = encode.encode_row(tokenizer, prompter, row, 50, False)
+    assert 50 < short["whole"] < whole["whole"]
+    assert {**short, "whole": 0} == {**whole, "whole": 0}

@@ -168,6 +168,14 @@ def test_what_is_unjudged_is_left_out_and_named(tmp_path):
         assert abs(cell["score"] - whole[system]["score"]) < 12  # a 0 would pull it down by 10 to 16
 
 
+def test_a_reply_without_scores_does_not_hide_the_one_that_came_after_it(tmp_path):
+    flags = write_case(tmp_path, prompts=2)
+    with serving(fault=lambda number: ("text", "不打分") if number < 2 else None) as server:
+        judge.ask(**flags, base_url=server.url, concurrency=1)
+    got, _ = tabled(flags)
+    assert got["gpt-9"]["01part"]["ChatGPT"]["n_ok"] == 2 and got["unjudged"] == {"gpt-9": []}
+
+
 def test_a_rotation_that_is_missing_takes_its_prompt_out_of_the_places_too(tmp_path):
     flags = write_case(tmp_path, prompts=6)
     with serving(first_place) as server, pytest.raises(UnjudgedFault):

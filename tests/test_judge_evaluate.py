@@ -88,13 +88,10 @@ def test_from_adapters_to_tables_and_again_without_asking_twice(tree):
         assert len(server.asked) == 4 * 4
         table = tree / "output" / NAME / "table.md"
         assert f"| category | file | judged | {' | '.join(ADAPTERS)} |" in table.read_text(encoding="utf-8")
+        os.utime(tree / "output" / ADAPTERS[3] / "adapter_model.safetensors")  # trained again: answered again
         again = run(tree, JUDGE_URL=server.url)
-        assert again.returncode == 0 and len(server.asked) == 16
-        assert len((tree / "called").read_text().splitlines()) == 8
-        newer = tree / "output" / ADAPTERS[3] / "adapter_model.safetensors"
-        os.utime(newer)  # trained again: answered again, and the same answers are the same items
-        assert run(tree, JUDGE_URL=server.url).returncode == 0
-        assert len((tree / "called").read_text().splitlines()) == 10
+        assert again.returncode == 0 and len(server.asked) == 16  # and the same answers are the same items
+        assert len((tree / "called").read_text().splitlines()) == 8 + 2
 
 
 def test_what_stays_unjudged_is_in_the_tables_and_in_the_exit_code(tree):

@@ -7,8 +7,8 @@ import torch
 from merge_cases import CONFIG, EMBED, HEAD, W, adapter, merged, run, small_base, tensors
 from safetensors.torch import load_file, save_file
 
-from utils import lora, merge, weights
-from utils.errors import ModelFault
+from utils import lora, merge, proof, weights
+from utils.errors import EnvironmentFault, ModelFault
 
 
 @pytest.fixture
@@ -87,6 +87,10 @@ def test_odd_and_small_tensors_are_aligned(base):
     save_file({**load_file(base / "model.safetensors"), **odd}, base / "model.safetensors")
     after = merged(base, adapter(base))
     assert all(torch.equal(after[name], tensor) for name, tensor in odd.items())
+    data = (base.parent / "out/model.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    starts = {name: header[name]["data_offsets"][0] % tensor.itemsize for name, tensor in after.items()}
+    assert not any(starts.values()) and int.from_bytes(data[:8], "little") % 8 == 0
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -130,3 +134,23 @@ def test_what_the_disk_holds_is_what_is_proven(base, monkeypatch):
     monkeypatch.setattr(weights.ShardWriter, "write", lambda self, name, tensor: right(self, name, tensor + 1))
     with pytest.raises(ModelFault, match="not written as it is"):
         run(base, adapter(base))
+
+
+def test_a_later_adapter_replaces_what_an_earlier_one_added(base):
+    name = lora.PREFIX + EMBED.removesuffix(".weight")
+    low_rank = {f"{name}.lora_embedding_A": torch.ones(2, 5), f"{name}.lora_embedding_B": torch.ones(4, 2)}
+    whole = {lora.PREFIX + EMBED: torch.full((5, 4), 2.0)}
+    assert torch.equal(merged(base, adapter(base, low_rank), adapter(base, whole))[EMBED], torch.full((5, 4), 2.0))
+    after = merged(base, adapter(base, whole), adapter(base, low_rank), output="other")[EMBED]
+    assert torch.equal(after, torch.full((5, 4), 2.0 + 4 * 2))
+
+
+def test_the_proof_runs_where_a_model_fits_and_in_float32_where_it_can(monkeypatch):
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    free = {gpu: 3e9, cpu: 8e9}
+    monkeypatch.setattr(proof, "_free_memory", lambda device: free[device])
+    assert proof.place(500_000_000, 1_000_000_000, [gpu, cpu]) == (gpu, "float32")
+    assert proof.place(1_500_000_000, 3_000_000_000, [gpu, cpu]) == (cpu, "float32")
+    assert proof.place(2_000_000_000, 2_200_000_000, [gpu, cpu]) == (gpu, "auto")
+    with pytest.raises(EnvironmentFault, match=r"needs 17.5 GB of memory, 8.0 GB are free: --verify False"):
+        proof.place(7_000_000_000, 14_000_000_000, [gpu, cpu])

@@ -20,7 +20,7 @@ from transformers import (
 )  # fmt: skip
 
 import merge_lora
-from utils import vocabulary
+from utils import lora, vocabulary
 from utils.errors import ModelFault
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -286,3 +286,16 @@ def test_a_bfloat16_base_has_the_bits_that_peft_gives_it(tmp_path, dtype):
     assert {str(tensor.dtype) for tensor in found.values()} == {f"torch.{kept}"}
     assert str(loaded(tmp_path / "merged").dtype) == f"torch.{kept}"
     assert 0 < report["forward"]["relative_difference"] < report["forward"]["relative_difference_allowed"]
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_a_difference_beyond_rounding_fails_and_leaves_nothing(tmp_path, monkeypatch, stored):
+    """A scale that is wrong by a quarter: every tensor is what was planned, PEFT's own layers say otherwise."""
+    base = llama(tmp_path / "llama")
+    loaded(base).to(getattr(torch, stored)).save_pretrained(base)
+    adapt(loaded(base), tmp_path / "adapter", target_modules=ALL)
+    right = lora.Adapter._scale
+    monkeypatch.setattr(lora.Adapter, "_scale", lambda *given: 1.25 * right(*given))
+    with pytest.raises(ModelFault, match="is not base \\+ adapter: its logits differ by"):
+        merge(base, tmp_path / "adapter")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "llama"]

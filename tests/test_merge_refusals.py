@@ -48,6 +48,8 @@ def spoil(name):
             held[a] = torch.ones(2, 5)
         case "holds NaN or infinity":
             held[b][1, 1] = float("inf")
+        case r"o_proj.weight is \[4, 4\] here and \[3, 4\]":
+            held[lora.PREFIX + "o_proj.weight"] = torch.ones(4, 4)
         case "is empty":
             held[a] = torch.ones(2, 0)
         case "lora_magnitude_vector":
@@ -61,10 +63,12 @@ def spoil(name):
     "message",
     [
         "no lora_B", "no lora_A", "not in the base model", "MergedLinear of PEFT 0.2", "the rank is 2",
-        r"\[3, 5\] here and \[3, 4\]", "holds NaN or infinity", "is empty", "lora_magnitude_vector", "changes nothing",
+        r"\[3, 5\] here and \[3, 4\]", "holds NaN or infinity", "is empty",
+        r"o_proj.weight is \[4, 4\] here and \[3, 4\]", "lora_magnitude_vector", "changes nothing",
     ],
 )  # fmt: skip
 def test_tensors_that_do_not_fit_are_refused_and_nothing_is_left(base, message):
+    save_file({**load_file(base / "model.safetensors"), "o_proj.weight": torch.ones(3, 4)}, base / "model.safetensors")
     with pytest.raises(ModelFault, match=message):
         run(base, adapter(base, spoil(message)))
     assert not (base.parent / "out").exists() and not list(base.parent.glob(".part-*"))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_rows
+from shells import ALL
 
 import finetune
 import generate
@@ -135,4 +136,4 @@ def test_the_readmes_show_these_very_lines(readme):
 
 
 def test_the_stage_is_not_shipped():
-    assert not list((ROOT / "scripts").glob("*-2-alpaca-13b-4.sh"))
+    assert not [path for path in ALL if path.stem.endswith("-2-alpaca-13b-4")]

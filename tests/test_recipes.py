@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from shells import ALL
 
 import finetune
 import generate
@@ -121,7 +122,7 @@ def test_a_pipeline_is_the_chain_and_then_the_answers(model):
 
 
 def test_every_llama_stage_belongs_to_a_published_model():
-    stages = {path.stem for path in (ROOT / "scripts").glob("*run-*-alpaca-*.sh")}
+    stages = {path.stem for path in ALL if "run-" in path.stem and "-alpaca-" in path.stem}
     assert stages == {name for _, stages in TABLE.values() for name, _ in stages}
 
 

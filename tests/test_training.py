@@ -1,11 +1,6 @@
 """The mathematics of a step: order of rows, loss over answer tokens, steps of a run."""
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +11,6 @@ import finetune
 from utils import models, training
 from utils.batching import StepOrder, collate
 from utils.encode import IGNORED
-from utils.errors import EnvironmentFault, ModelFault
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -98,52 +92,6 @@ def test_an_epoch_holds_every_row_once_and_follows_the_seed(group):
 )
 def test_warm_up_and_evaluation_shrink_with_the_run(rows, batch, epochs, expected):
     assert training.plan(rows, batch, epochs) == expected
-
-
-def test_a_loss_that_is_no_number_stops_the_run(quick, monkeypatch):
-    plain = training.label_loss
-
-    def spoiled(model, inputs):
-        loss, tokens = plain(model, inputs)
-        return (loss * float("nan") if model.training else loss), tokens
-
-    monkeypatch.setattr(training, "label_loss", spoiled)
-    with pytest.raises(ModelFault, match="nan at step 1"):
-        finetune.train(**quick)
-    assert not (Path(quick["output_dir"]) / "adapter_model.safetensors").exists()
-
-
-def test_too_little_device_memory_names_the_flag(quick, monkeypatch):
-    def full(model, inputs):
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(training, "label_loss", full)
-    with pytest.raises(EnvironmentFault, match=r"--micro_batch_size \(1\)"):
-        finetune.train(**quick)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_a_signal_ends_the_step_with_a_checkpoint_and_the_same_command_goes_on(quick, tmp_path, number, code):
-    flags = {**quick, "num_epochs": 40}
-    command = [sys.executable, str(ROOT / "finetune.py"), *(f"--{name}={value}" for name, value in flags.items())]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=tmp_path, text=True
-    ) as process:
-        metrics = tmp_path / "out" / "metrics.jsonl"
-        deadline = time.monotonic() + 60
-        while not (metrics.exists() and metrics.read_text().count('"loss"') >= 2):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(number)
-        error = process.communicate(timeout=60)[1]
-    assert process.returncode == code
-    assert f"{number.name} at step" in error and "Traceback" not in error
-    assert not (tmp_path / "out/adapter_model.safetensors").exists()
-    stopped = max(int(path.name.split("-")[1]) for path in (tmp_path / "out").glob("checkpoint-*"))
-    if number is signal.SIGTERM:
-        finetune.train(**flags)
-        steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"loss"' in line]
-        assert steps == list(range(1, 121)) and stopped < 120
 
 
 def test_paths_are_relative_to_where_the_user_stands(quick, tmp_path, monkeypatch):

@@ -19,9 +19,11 @@ MOST_RATERS = 20
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def training(flags: Mapping[str, object]) -> None:
-    """Check the flags of finetune.py. Raises ArgumentFault listing every problem, EnvironmentFault for a logger that
-    is asked for and not installed."""
+def training(flags: Mapping[str, object], given: frozenset[str]) -> None:
+    """Check the flags of finetune.py, `given` being those of the command line.
+
+    Raises ArgumentFault listing every problem, EnvironmentFault for a logger that is asked for and not installed.
+    """
     problems = [
         *_positive(flags, "batch_size", "micro_batch_size", "num_epochs", "cutoff_len", "lora_r", "lora_alpha"),
         *_batches(flags["batch_size"], flags["micro_batch_size"]),
@@ -41,6 +43,8 @@ def training(flags: Mapping[str, object]) -> None:
         problems.append("--lora_target_modules: the list is empty, must name layers such as [q_proj,v_proj]")
     if flags["resume_from_checkpoint"]:
         problems += _model("resume_from_checkpoint", flags["resume_from_checkpoint"])
+    elif "resume_from_checkpoint" in given:
+        problems.append("--resume_from_checkpoint: is empty; leave it out to start from the base model")
     problems += _earlier(flags)
     _refuse(problems)
     _loggers(flags)
@@ -236,6 +240,10 @@ def _page(flags: Mapping[str, object]) -> list[str]:
         problems.append(
             f"--server_name: {flags['server_name']} opens the page to the network without a login; "
             "only 127.0.0.1 is served (forward the port with ssh -L)"
+        )
+    if flags["share_gradio"]:
+        problems.append(
+            "--share_gradio: would open the page to everybody without a login (forward the port with ssh -L)"
         )
     if flags["test_input_path"]:
         problems.append("--test_input_path is for batch answers: add --is_ui False")

@@ -10,8 +10,10 @@ _WANTED = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` reads as owner/name and is nothing on this disk."""
-    return bool(_HUB_NAME.fullmatch(name)) and not name.endswith((".json", ".jsonl")) and not Path(name).exists()
+    """Whether `name` reads as owner/name and not as a path: nothing on this disk, nor in a folder that is here."""
+    if not _HUB_NAME.fullmatch(name) or name.endswith((".json", ".jsonl")):
+        return False
+    return not Path(name).exists() and not Path(name).parent.is_dir()
 
 
 def local_folder(name: str, flag: str) -> Path:

@@ -8,7 +8,9 @@ alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023); in float32, in PE
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,15 +180,18 @@ def _check_shape(folder: Path, name: str, new: torch.Tensor, old: torch.Tensor) 
         raise ModelFault(f"{folder}: {name} is {list(new.shape)} here and {list(old.shape)} in the base model{order}")
 
 
-def merged(weight: torch.Tensor, change: Change | None, dtype: torch.dtype) -> torch.Tensor:
-    """The merged weight. The sum is formed in float32 and rounded once, however many adapters there are."""
+def merged(weight: torch.Tensor, change: Change | None, empty: torch.Tensor, scratch: weights.Scratch) -> torch.Tensor:
+    """The merged weight, of the shape and dtype of `empty`: the mapped one itself, or one computed into `scratch`.
+
+    The sum is formed in float32 and rounded once, however many adapters there are.
+    """
     start = weight if change is None or change.whole is None else change.whole
     deltas = change.deltas if change else []
-    if not deltas and start.dtype == dtype:
+    if not deltas and start.dtype == empty.dtype:
         return start
+    result = scratch.like(empty)
     if not start.ndim:
-        return start.to(dtype)
-    result = torch.empty(start.shape, dtype=dtype)
+        return result.copy_(start)
     factors = [(delta.b, delta.a.float(), delta.scale) for delta in deltas]
     for rows in blocks(start):
         block = start[rows].to(torch.promote_types(start.dtype, torch.float32), copy=True)
@@ -203,17 +208,17 @@ def write(plan: Plan, target: Path) -> dict:
     Returns the report: "tensors" {"changed", "unchanged"}: {name: SHA-256 of its bytes on the disk}, "vocabulary",
     "seconds" and "peak_anonymous_bytes". Raises ModelFault when what lies on the disk is not what it must be.
     """
-    writer = weights.ShardWriter(target, plan.layout)
+    writer, scratch = weights.ShardWriter(target, plan.layout), weights.Scratch()
     proofs: dict[str, dict] = {}
     seconds = dict.fromkeys(("arithmetic", "writing", "waiting_for_the_proof"), 0.0)
     peak, pending = 0, None
-    with ThreadPoolExecutor(1) as pool:
+    with one_processor_less(), ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for name, weight in tqdm(weights.read_base(plan.base), "merging", len(plan.layout), unit="tensor"):
             if name not in plan.layout:  # a second copy of tied embeddings
                 continue
             marks = [time.perf_counter()]
             change = plan.changes.get(name)
-            result = merged(weight, change, plan.layout[name].dtype)
+            result = merged(weight, change, plan.layout[name], scratch)
             marks.append(time.perf_counter())
             place = writer.write(name, result)
             peak = max(peak, _anonymous_bytes())
@@ -229,6 +234,17 @@ def write(plan: Plan, target: Path) -> dict:
     _copy_small_files(plan, target)
     _check_files(plan, target)
     return _report(plan, proofs, seconds, peak)
+
+
+@contextmanager
+def one_processor_less() -> Iterator[None]:
+    """Leave a processor to the proof: threads that wait for each other's would take twice the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _anonymous_bytes() -> int:
@@ -251,11 +267,7 @@ def _report(plan: Plan, proofs: dict[str, dict], seconds: dict[str, float], peak
         kind: {name: proof["sha256"] for name, proof in proofs.items() if proof["changed"] == (kind == "changed")}
         for kind in ("changed", "unchanged")
     }
-    rows = {
-        name: {"added": proofs[name]["added_rows"], "changed": proofs[name]["changed_rows"]}
-        for name in _embeddings(proofs)
-        if name in plan.changes
-    }
+    rows = {name: proof["rows"] for name, proof in proofs.items() if "rows" in proof}
     entries = vocabulary.tokenizer_size(plan.tokenizer) if plan.tokenizer else None
     sizes = {"rows": plan.rows, "base_rows": plan.base_rows, "tokenizer_entries": entries}
     return {

@@ -6,6 +6,7 @@ same 64 greedy tokens behind each, all logits.
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from utils import encode, weights
 from utils.errors import EnvironmentFault, ModelFault
-from utils.lora import Change, blocks
+from utils.lora import INPUT, OUTPUT, Change, blocks
 from utils.prompter import Prompter
 
 PROBES = 8
@@ -34,16 +35,17 @@ PROMPTS = (
 def prove(
     name: str, weight: torch.Tensor, change: Change | None, result: torch.Tensor, place: tuple[Path, int]
 ) -> dict:
-    """{"sha256", "changed", "added_rows", "changed_rows"} of a tensor that was written at `place` (file, offset).
+    """{"sha256", "changed"} of a tensor that was written at `place` (file, offset); of an embedding that the adapters
+    change also "rows" {"added", "changed"}.
 
-    weight: the base's; changed_rows is counted for changed tensors only. Raises ModelFault where the disk holds
+    weight: the base's. Raises ModelFault where the disk holds
     something else than `result`, where a value is not finite, and where rows of a changed tensor, computed anew in
     float64, differ by more than rounding.
     """
     digest, expected, position = hashlib.sha256(), weights.as_bytes(result), 0
     for piece in weights.read_back(*place, result.nbytes):
         digest.update(piece.numpy())
-        if not torch.equal(piece, expected[position : position + len(piece)]):
+        if not weights.same_bytes(piece, expected[position : position + len(piece)]):
             raise ModelFault(f"{place[0]}: {name} was not written as it is")
         position += len(piece)
     if result.is_floating_point() and not all(map(torch.isfinite, result.aminmax())):
@@ -51,16 +53,20 @@ def prove(
     if change is None:
         return {"sha256": digest.hexdigest(), "changed": False}
     _probe(name, weight, change, result)
-    added, changed = len(result) - len(weight), 0
+    added = len(result) - len(weight)
+    changes = _changed_rows(weight, result)
+    if name.endswith((*INPUT, *OUTPUT)):
+        changed = sum(changes)
+        rows = {"added": added, "changed": changed}
+        return {"sha256": digest.hexdigest(), "changed": bool(added or changed), "rows": rows}
+    return {"sha256": digest.hexdigest(), "changed": any(changes)}
+
+
+def _changed_rows(weight: torch.Tensor, result: torch.Tensor) -> Iterator[int]:
+    """How many rows of the base's differ now, block by block: who needs to know only whether, may stop early."""
     for rows in blocks(weight):
         old, new = weight[rows].to(result.dtype), result[: len(weight)][rows]
-        changed += int((old != new).reshape(len(old), -1).any(1).sum())
-    return {
-        "sha256": digest.hexdigest(),
-        "changed": bool(added or changed),
-        "added_rows": added,
-        "changed_rows": changed,
-    }
+        yield int((old != new).reshape(len(old), -1).any(1).sum())
 
 
 def _probe(name: str, weight: torch.Tensor, change: Change, result: torch.Tensor) -> None:

@@ -173,10 +173,11 @@ class _Window:
         return value
 
     def fault(self, position: int, reason: str) -> DataFault:
-        """The error that names file, line and column of `position`."""
+        """The error that names file, line and column of `position`, and where the value began if not on this line."""
         line = self.line + self.text.count("\n", self.position, position)
         start = self.text.rfind("\n", self.position, position) + 1 or self._line_start
-        return DataFault(f"{self.path}:{line}:{position - start + 1}: {reason}")
+        begun = f" (in the value that begins on line {self.line})" if line > self.line else ""
+        return DataFault(f"{self.path}:{line}:{position - start + 1}: {reason}{begun}")
 
     def _go_to(self, position: int) -> None:
         if lines := self.text.count("\n", self.position, position):

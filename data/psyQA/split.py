@@ -11,11 +11,12 @@
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.converting import Dropped, Row, convert, find_sources, kind_of, texts
+from data.converting import Dropped, Row, Shortened, convert, fill_rows, find_sources, kind_of, read_objects, texts
 from utils import cli
 from utils.errors import DataFault
 
@@ -29,19 +30,20 @@ def main(input: str = "", output_dir: str = "") -> None:
     --input: PsyQA_full.json, or the folder it lies in. --output_dir: where the arrays and report.json go.
     """
     (source,) = find_sources(input, output_dir, RAW)
-    convert("psyQA", source, output_dir, FILES, _pieces)
+    convert("psyQA", [source], output_dir, FILES, partial(fill_rows, read_objects(source), _pieces))
 
 
-def _pieces(where: str, raw: dict) -> Iterator[Row | Dropped]:
-    question, description = texts(where, raw, "question", "description")
+def _pieces(where: str, raw: dict) -> Iterator[Row | Dropped | Shortened]:
+    question, description = texts(where, raw, "question", "description", or_null="description")
     answers = _answers(where, raw)
-    if not question.strip() or not answers:
-        yield Dropped("the question has no answers" if question.strip() else "the question is empty")
+    if not question.strip() or not any(answer.strip() for answer in answers):
+        answered = "every answer is empty" if answers else "the question has no answers"
+        yield Dropped(answered if question.strip() else "the question is empty")
         return
     prompts = ((question, ""), (f"{question} {description}", ""), (question, description))
     for number, answer in enumerate(answers, 1):
         if not answer.strip():
-            yield Dropped(_empty_answer(number, len(answers)))
+            yield Shortened(_empty_answer(number, len(answers)))
             continue
         for index, prompt in enumerate(prompts):
             yield Row(FILES[2 * index], *prompt, answer)

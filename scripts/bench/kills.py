@@ -8,18 +8,21 @@ children of one warm process, which has imported everything and so dies in more 
 went through, it must end with the bytes of the run that nobody disturbed; the first that does not ends the bench.
 """
 
-import importlib
+import gc
 import json
 import os
 import random
 import runpy
 import signal
+import subprocess
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -30,61 +33,73 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("adapters", "checkpoint", "dataset", "forgetting", "hooks", "hub", "models", "plots", "record", "training")
 PHASES = ("import", "load", "step", "evaluation", "save", "final save")
 STAGING = ".staging-"
+WARM = get_context("forkserver")
+WARM.set_forkserver_preload([f"utils.{room}" for room in ROOMS])
 
 
-def start(flags: dict, log: Path, forked: bool, before: Callable[[], object] = lambda: None) -> int:
-    """Start finetune.py with these flags, its output into `log`; returns the process id.
+def nothing() -> None:
+    pass
 
-    forked: as a child of this process, which has imported everything; `before` is called in it first. Otherwise as a
-    command line of its own.
+
+def start(
+    flags: dict, log: Path, forked: bool, before: Callable[[], object] = nothing
+) -> subprocess.Popen | BaseProcess:
+    """Start finetune.py with these flags, its output into `log`.
+
+    forked: as a child of a warm process, which has imported everything and has no threads; `before`, a function of a
+    module, is called in it first. Otherwise as a command line of its own.
     """
-    arguments = ["finetune.py", *(f"--{name}={_text(value)}" for name, value in flags.items())]
-    if pid := os.fork():
-        return pid
+    arguments = [str(ROOT / "finetune.py"), *(f"--{name}={_text(value)}" for name, value in flags.items())]
+    if forked:
+        process = WARM.Process(target=_child, args=(arguments, log, before))
+        process.start()
+        return process
+    with open(log, "ab") as handle:
+        return subprocess.Popen([sys.executable, *arguments], stdout=handle, stderr=handle, preexec_fn=_plain_signals)
+
+
+def _child(arguments: list[str], log: Path, before: Callable[[], object]) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stdout = sys.stderr = open(handle, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 (up to the end)
+    _plain_signals()
+    gc.freeze()  # what the parent imported is not looked through again
+    before()
+    sys.argv = arguments
     try:
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        if not forked:
-            os.execv(sys.executable, [sys.executable, str(ROOT / "finetune.py"), *arguments[1:]])
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.stdout = sys.stderr = open(handle, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 (up to the end)
-        sys.argv = arguments
-        before()
-        os._exit(_exit_code())
-    finally:
+        runpy.run_path(arguments[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
         traceback.print_exc()
-        os._exit(70)
+        code = 1
+    os._exit(code)
+
+
+def _plain_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _text(value: object) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _exit_code() -> int:
-    try:
-        runpy.run_path(str(ROOT / "finetune.py"), run_name="__main__")
-    except SystemExit as end:
-        return end.code or 0
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def until(pid: int, now: Callable[[], bool] = lambda: False, number: int = signal.SIGKILL) -> int | None:
+def until(
+    process: subprocess.Popen | BaseProcess, now: Callable[[], bool] = lambda: False, number: int = signal.SIGKILL
+) -> int | None:
     """Wait for the process to end: its exit code, -N for one that died of signal N. As soon as now() is true it is
     sent the signal; None when it died of a kill -9 of ours."""
     sent = False
     while True:
-        gone, status = os.waitpid(pid, os.WNOHANG)
-        if gone:
-            code = os.waitstatus_to_exitcode(status)
+        code = process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
+        if code is not None:
             return None if sent and code == -signal.SIGKILL else code
         if not sent and now():
-            os.kill(pid, number)
+            os.kill(process.pid, number)
             sent = True
         time.sleep(0.001)
 
@@ -179,8 +194,8 @@ class Campaign:
         self.undisturbed = self._measure(self.folder / "undisturbed", self.forked)
 
     def kill(self, kills: int, forked: bool) -> None:
-        """Make `kills` kills in as many runs as it takes; the last run is left to end. Raises AssertionError for a run
-        that ends otherwise than the undisturbed one."""
+        """Make `kills` kills in as many runs as it takes; the last run is left to end, by a child if there is a warm
+        process. Raises AssertionError for a run that ends otherwise than the undisturbed one."""
         wanted = self.phases.total() + kills
         if forked not in self.seconds:
             other = self._measure(self.folder / "undisturbed-2", forked)
@@ -189,16 +204,14 @@ class Campaign:
             self.runs += 1
             out = self.folder / f"run-{self.runs}"
             while (code := self._once(out, forked, self.phases.total() < wanted)) is None:
-                pass
+                forked = forked or (True in self.seconds and self.phases.total() == wanted)
             self._expect(code, out)
             ended = result(out)
             differing = [what for what in ended if ended[what] != self.undisturbed[what]]
             assert not differing, f"{out}: not what the undisturbed run ended with: {differing}"
 
     def _measure(self, out: Path, forked: bool) -> dict:
-        """A run to its end, timed: the first forked one has imported everything before."""
-        for room in ROOMS if forked else ():
-            importlib.import_module(f"utils.{room}")
+        """A run to its end, timed."""
         begin = time.monotonic()
         self._expect(until(start({**self.flags, "output_dir": out}, out.with_suffix(".log"), forked)), out)
         self.seconds[forked] = time.monotonic() - begin
@@ -207,8 +220,8 @@ class Campaign:
     def _once(self, out: Path, forked: bool, is_killed: bool) -> int | None:
         """Start the run (again); the exit code, None when it was killed."""
         since = time.time_ns()
-        pid = start({**self.flags, "output_dir": out}, out.with_suffix(".log"), forked)
-        code = until(pid, self._moment(out, forked) if is_killed else lambda: False)
+        process = start({**self.flags, "output_dir": out}, out.with_suffix(".log"), forked)
+        code = until(process, self._moment(out, forked) if is_killed else lambda: False)
         if code is None:
             self.phases[phase(out, since, self.undisturbed, forked)] += 1
         return code
@@ -233,21 +246,21 @@ class Campaign:
 
 
 def small_run(folder: Path, base_model: str) -> dict:
-    """Flags of a run of 20 steps over two epochs, with five evaluations and five checkpoints; its rows are written."""
+    """Flags of a run of 10 steps over two epochs, with five evaluations and five checkpoints; its rows are written."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {"instruction": f"{a}加{b}等于几？" + "请想一想。" * (b % 4), "input": "", "output": f"{a + b}。"}
         for a in range(4, 8)
-        for b in range(1, 12)
+        for b in range(1, 10)
     ]
     (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     return {
         "base_model": base_model,
         "data_path": folder / "rows.json",
-        "batch_size": 2,
-        "micro_batch_size": 1,
+        "batch_size": 4,
+        "micro_batch_size": 2,
         "num_epochs": 2,
-        "val_set_size": 24,
+        "val_set_size": 16,
         "learning_rate": 1e-2,
         "lora_r": 4,
         "load_8bit": False,
