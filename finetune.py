@@ -50,6 +50,7 @@ def train(
     load_8bit: bool = True,
     load_4bit: bool = False,
     dtype: str = "auto",
+    fast: bool = True,
     seed: int = 42,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -63,6 +64,7 @@ def train(
     lora_r, lora_alpha, lora_target_modules and the template are inherited from it; force_base accepts another base.
     replay: share of rows of the earlier stages to mix in (0.05: one for twenty of this stage's own).
     max_forget: the stage fails when the validation loss of an earlier one rises by more (nats per answer token).
+    fast: rows without padding, fused LoRA products, the loss in parts; False is the plain path, which it must equal.
     dry_run: show what the model would see, the steps and the memory needed, without loading weights, and stop.
     add_eos_token: accepted for Alpaca-LoRA's sake; an answer always ends with EOS unless it is truncated.
     """
@@ -117,7 +119,7 @@ def train(
     device = runtime.device()
     runtime.seed_everything(seed)
     model = models.load_base(base_folder, load_8bit, load_4bit, dtype, device)
-    model = models.add_lora(models.prepare_for_training(model, device), **lora)
+    model = models.add_lora(models.prepare_for_training(model, device), **lora, is_fast=fast)
     adapters.load_parent(parent, model)
 
     # --- Train, save the best adapter, write down what was learned and what was forgotten ---

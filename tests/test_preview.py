@@ -11,7 +11,8 @@ from conftest import write_rows
 from tiny_models import ROWS, bpe_tokenizer, tiny_llama
 
 import finetune
-from utils import dataset, memory, models, preview, training
+from utils import dataset, fast, memory, models, preview, training
+from utils.batching import collate, collate_packed
 from utils.errors import DataFault
 from utils.prompter import Prompter
 
@@ -135,9 +136,10 @@ def lora(tmp_path_factory):
     """A tiny base, loaded and with LoRA, beside its empty copy."""
     folder = tiny_llama(tmp_path_factory.mktemp("models") / "tiny", layers=4)
 
-    def build(dtype: str, dropout: float, targets: tuple[str, ...]):
+    def build(dtype: str, dropout: float, targets: tuple[str, ...], is_fast: bool):
         real = models.load_base(folder, False, False, dtype, torch.device("cpu"))
-        return tuple(models.add_lora(base, 8, 16, dropout, targets) for base in (real, models.empty_base(folder)))
+        empty = models.add_lora(models.empty_base(folder), 8, 16, dropout, targets)
+        return models.add_lora(real, 8, 16, dropout, targets, is_fast), empty
 
     return build
 
@@ -145,9 +147,10 @@ def lora(tmp_path_factory):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dropout", [0.05, 0.0])
 @pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("q_proj", "k_proj", "o_proj", "gate_proj", "down_proj")])
-def test_the_activations_are_what_autograd_keeps(lora, dtype, dropout, targets):
-    real, empty = lora(dtype, dropout, targets)
-    flags = {"dtype": dtype, "lora_dropout": dropout, "load_8bit": False, "load_4bit": False}
+@pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "plain"])
+def test_the_activations_are_what_autograd_keeps(lora, dtype, dropout, targets, is_fast):
+    real, empty = lora(dtype, dropout, targets, is_fast)
+    flags = {"dtype": dtype, "lora_dropout": dropout, "load_8bit": False, "load_4bit": False, "fast": is_fast}
     rows, length = 4, 96
     kept: dict[int, int] = {}
     known = {tensor.data_ptr() for tensor in (*real.parameters(), *real.buffers())}
@@ -159,12 +162,12 @@ def test_the_activations_are_what_autograd_keeps(lora, dtype, dropout, targets):
             kept[address] = tensor.untyped_storage().nbytes()
         return tensor
 
-    ids = torch.randint(3, 300, (rows, length))
-    labels = torch.where(torch.arange(length) < length - 2, -100, ids)
-    mask = torch.ones_like(ids)
-    mask[1:, -1] = 0
+    ids = torch.randint(3, 300, (rows, length)).tolist()
+    encoded = [{"input_ids": row, "labels": [-100] * (length - 2) + row[-2:]} for row in ids]
+    encoded[1:] = [{name: values[:-1] for name, values in row.items()} for row in encoded[1:]]
+    head = fast.prepare(real, torch.device("cpu")) if is_fast else None
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        training.label_loss(real, {"input_ids": ids, "labels": labels, "attention_mask": mask})
+        training.label_loss(real, collate_packed(encoded) if is_fast else collate(encoded, 0), head)
     number = memory._bytes_of_a_number(empty, flags, torch.device("cpu"))
     computed = rows * length * memory._kept_of_a_token(empty, length, number, flags, torch.device("cpu"))
     assert 0.8 * computed < sum(kept.values()) < 1.1 * computed  # the first layer keeps a little less

@@ -177,7 +177,7 @@ OTHER = {
     "batch_size": 4, "num_epochs": 3, "learning_rate": 3e-2, "cutoff_len": 128, "val_set_size": 1, "lora_r": 4,
     "lora_alpha": 32, "lora_dropout": 0.1, "lora_target_modules": ("q_proj", "k_proj"), "train_on_inputs": True,
     "group_by_length": True, "load_8bit": True, "load_4bit": True, "dtype": "bfloat16", "seed": 43, "replay": 0.1,
-    "data_mix": ("1.0",), "last_turn_only": True,
+    "data_mix": ("1.0",), "last_turn_only": True, "fast": False,
 }  # fmt: skip
 SIGNATURE = inspect.signature(finetune.train).parameters
 CONTENT = {"base_model", "data_path", "resume_from_checkpoint", "prompt_template_name"}  # compared by their hashes

@@ -21,6 +21,43 @@ def collate(rows: list[dict], pad_token_id: int) -> dict[str, torch.Tensor]:
     }
 
 
+def collate_packed(rows: list[dict]) -> dict[str, torch.Tensor | list[int]]:
+    """The rows behind one another: input_ids, position_ids (counted anew in each row) and labels, each int64
+    (1, tokens), and row_lengths, a list. Nothing is to be learned across the seam of two rows."""
+
+    def joined(values: list[list[int]]) -> torch.Tensor:
+        return torch.tensor([[value for row in values for value in row]])
+
+    lengths = [len(row["input_ids"]) for row in rows]
+    return {
+        "input_ids": joined([row["input_ids"] for row in rows]),
+        "position_ids": joined([range(length) for length in lengths]),
+        "labels": joined([[IGNORED, *row["labels"][1:]] for row in rows]),
+        "row_lengths": lengths,
+    }
+
+
+def parts_of(batch: dict, most: int) -> Iterator[dict]:
+    """A packed batch in parts of at most `most` tokens each, or of one row that is longer; a padded one as it is."""
+    start = row = 0
+    lengths = batch.get("row_lengths", [])
+    while row < len(lengths):
+        end = row + 1
+        while end < len(lengths) and sum(lengths[row : end + 1]) <= most:
+            end += 1
+        stop = start + sum(lengths[row:end])
+        tensors = {name: batch[name][:, start:stop] for name in ("input_ids", "position_ids", "labels")}
+        yield {**tensors, "row_lengths": lengths[row:end]}
+        start, row = stop, end
+    if not lengths:
+        yield batch
+
+
+def tokens_of(batch: dict) -> int:
+    """Tokens of a batch that are no padding."""
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else sum(batch["row_lengths"])
+
+
 class StepOrder(torch.utils.data.Sampler):
     """The row indices of an epoch, in steps of batch_size rows.
 

@@ -9,11 +9,14 @@ For each token and layer of a LLaMA (hidden size h, intermediate size f, heads o
     attention   4 · c·heads·d  queries, keys, values (repeated for every head) and the result
                 c · length     the mask
     MLP         3 · c·f        gate, its activation, up
+    fast path   in · (c + 1)   in place of LoRA's line: its input, shared by the targets that read it, and a mask each
+                c·heads·length in place of attention's second: the scores of a row against itself
     8 bits      c · in         of every linear layer on a CPU, where bitsandbytes keeps the inputs
 
 Where activations are recomputed (a quantised base on a GPU) every layer keeps its input (4h), and one layer all of
 this. On top come the logits in front of the learned tokens: log-probabilities and two gradients, each in float32 over
-the vocabulary. ALLOCATOR is what lies between the pieces: of memory that is freed, a part is not given back.
+the vocabulary; on the fast path those of a few tokens. There rows have no padding and go through the model in parts.
+ALLOCATOR is what lies between the pieces: of memory that is freed, a part is not given back.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +28,7 @@ import psutil
 import torch
 from torch import nn
 
-from utils import runtime
+from utils import fast, runtime
 
 ALLOCATOR = 1.3  # measured on a CPU with glibc's allocator, over steps of different lengths
 _LIMITS = (  # of a container: its memory and what is used of it
@@ -42,11 +45,11 @@ def estimate(model, rows: datasets.Dataset, flags: Mapping[str, object], device:
     """
     number = _bytes_of_a_number(model, flags, device)
     learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    batch, length, targets = _largest_batch(rows, flags["micro_batch_size"], flags["cutoff_len"])
+    tokens, length, targets = _largest_batch(rows, model, flags, device)
     layers = model.config.num_hidden_layers
-    layer = batch * length * _kept_of_a_token(model, length, number, flags, device) / layers
+    layer = tokens * _kept_of_a_token(model, length, number, flags, device) / layers
     if device.type == "cuda" and _is_quantised(flags):
-        activations = layer + batch * length * 4 * model.config.hidden_size * layers
+        activations = layer + tokens * 4 * model.config.hidden_size * layers
     else:
         activations = layer * layers
     logits = 3 * 4 * targets * model.config.vocab_size
@@ -119,19 +122,33 @@ def _kept_of_a_token(model, length: int, number: int, flags: Mapping[str, object
     hidden = config.hidden_size
     wide = getattr(config, "intermediate_size", None) or 4 * hidden
     heads = config.num_attention_heads * (getattr(config, "head_dim", None) or hidden // config.num_attention_heads)
-    layer = 2 * 4 * hidden + 4 * number * heads + number * length + 3 * number * wide
+    seen = config.num_attention_heads if _is_packed(model, flags) else 1
+    layer = 2 * 4 * hidden + 4 * number * heads + number * length * seen + 3 * number * wide
     kept = layer * config.num_hidden_layers
+    is_fused = flags["fast"] and not _is_quantised(flags)
     for name, lora in model.named_modules():
-        if name.endswith("lora_A.default"):
+        if name.endswith("lora_A.default") and is_fused:
+            kept += (number / 2 + bool(flags["lora_dropout"])) * lora.in_features + number * lora.out_features
+        elif name.endswith("lora_A.default"):
             kept += 4 * lora.in_features * (2 if flags["lora_dropout"] else 1) + 4 * lora.out_features
     if flags["load_8bit"] and device.type == "cpu":
         kept += sum(number * layer.in_features for layer in _linear_layers(model))
     return kept
 
 
-def _largest_batch(rows: datasets.Dataset, micro_batch_size: int, cutoff_len: int) -> tuple[int, int, int]:
-    """(rows, length, learned tokens) of the micro batch of the longest rows, padded to the longest."""
-    lengths = numpy.minimum(rows["length"][:], cutoff_len)
-    learned = numpy.minimum(rows["supervised"][:], cutoff_len)
-    longest = numpy.lexsort((learned, lengths))[::-1][:micro_batch_size]
-    return len(longest), int(lengths[longest[0]]), int(learned[longest].sum())
+def _is_packed(model, flags: Mapping[str, object]) -> bool:
+    return bool(flags["fast"]) and fast.can_pack(model)
+
+
+def _largest_batch(rows: datasets.Dataset, model, flags: Mapping[str, object], device) -> tuple[int, int, int]:
+    """(tokens, length of a row, tokens whose logits exist) at once: the micro batch of the longest rows, padded to the
+    longest; on the fast path its largest part."""
+    lengths = numpy.minimum(rows["length"][:], flags["cutoff_len"])
+    learned = numpy.minimum(rows["supervised"][:], flags["cutoff_len"])
+    longest = numpy.lexsort((learned, lengths))[::-1][: flags["micro_batch_size"]]
+    length, targets = int(lengths[longest[0]]), int(learned[longest].sum())
+    if flags["fast"]:
+        targets = min(targets, fast.CHUNK)
+    if _is_packed(model, flags):
+        return min(int(lengths[longest].sum()), max(length, fast.part_tokens(device))), length, targets
+    return len(longest) * length, length, targets

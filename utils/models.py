@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from utils import runtime
+from utils import fast, runtime
 from utils.errors import ArgumentFault, ModelFault
 
 transformers_logging.set_verbosity_error()  # its load report is replaced by the checks below
@@ -106,10 +106,12 @@ def empty_base(folder: Path):
         return AutoModelForCausalLM.from_config(load_config(folder), trust_remote_code=False)
 
 
-def add_lora(model, r: int, alpha: int, dropout: float, target_modules: tuple[str, ...]) -> PeftModel:
+def add_lora(
+    model, r: int, alpha: int, dropout: float, target_modules: tuple[str, ...], is_fast: bool = False
+) -> PeftModel:
     """The model with fresh float32 LoRA weights on the linear layers whose names end in one of target_modules.
 
-    Raises ArgumentFault for a target that no layer has, naming those that exist.
+    is_fast: with layers of the fast path. Raises ArgumentFault for a target that no layer has, naming those that exist.
     """
     known = sorted(
         {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if _is_linear(layer)} - {"lm_head"}
@@ -126,6 +128,8 @@ def add_lora(model, r: int, alpha: int, dropout: float, target_modules: tuple[st
         bias="none",
         task_type="CAUSAL_LM",
     )
+    if is_fast:
+        fast.register(config, model)
     return get_peft_model(model, config)
 
 

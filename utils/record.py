@@ -21,7 +21,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "data
 MATHEMATICAL = (
     "batch_size", "num_epochs", "learning_rate", "cutoff_len", "val_set_size", "lora_r", "lora_alpha", "lora_dropout",
     "lora_target_modules", "train_on_inputs", "group_by_length", "load_8bit", "load_4bit", "dtype", "seed", "replay",
-    "data_mix", "last_turn_only",
+    "data_mix", "last_turn_only", "fast",
 )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from utils import adapters, checkpoint, hooks, runtime
-from utils.batching import StepOrder, collate
+from utils import adapters, checkpoint, fast, hooks, runtime
+from utils.batching import StepOrder, collate, collate_packed, parts_of, tokens_of
 from utils.encode import IGNORED
 from utils.errors import EnvironmentFault, Interrupted, ModelFault
 from utils.files import write_json
@@ -42,31 +42,34 @@ def plan(rows: int, batch_size: int, num_epochs: int) -> Plan:
     return Plan(total, warmup=min(100, total // 10), every=max(1, min(200, total // 5)))
 
 
-def label_loss(model, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+def label_loss(model, inputs: dict[str, torch.Tensor], head=None) -> tuple[torch.Tensor, int]:
     """Summed cross-entropy over the supervised tokens of a batch, and their number.
 
-    inputs: input_ids, attention_mask, labels, each (rows, length). Logits are computed in front of supervised tokens
-    only, (tokens, vocabulary), which is the larger part of the memory saved.
+    inputs: labels (rows, length) and what the model takes. Logits are computed in front of supervised tokens only,
+    (tokens, vocabulary), which is the larger part of the memory saved; with a head that fast.prepare took, in parts.
     """
     targets = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
     wanted = targets != IGNORED
-    logits = model(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=wanted, use_cache=False
-    ).logits
-    logits = logits.reshape(-1, logits.shape[-1]).float()
-    return functional.cross_entropy(logits, targets[wanted], reduction="sum"), int(wanted.sum())
+    taken = {name: value for name, value in inputs.items() if name != "labels"}
+    logits = model(**taken, logits_to_keep=wanted, use_cache=False).logits
+    logits, targets = logits.reshape(-1, logits.shape[-1]), targets[wanted]
+    if head is not None:
+        return fast.summed_loss(logits, head, targets), len(targets)
+    return functional.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
 
 
 class StageTrainer(Trainer):
     """The Trainer with our order of rows, our loss, a validation loss that is a true mean over answer tokens, and
     checkpoints that hold all of the run, the best adapter included.
 
+    head: of a model that fast.prepare took it from.
     best: {"step", "loss"} of the lowest validation loss so far; best_weights: its adapter, on the CPU.
     """
 
-    def __init__(self, *args, group_by_length: bool, pad_token_id: int, **kwargs):
-        super().__init__(*args, data_collator=lambda rows: collate(rows, pad_token_id), **kwargs)
-        self.group_by_length = group_by_length
+    def __init__(self, *args, group_by_length: bool, head=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.group_by_length, self.head = group_by_length, head
+        self.part_tokens = fast.part_tokens(self.args.device)
         self.model_accepts_loss_kwargs = True  # the Trainer counts the step's supervised tokens and scales nothing
         self.best: dict | None = None
         self.best_weights: adapters.Weights = {}
@@ -84,14 +87,21 @@ class StageTrainer(Trainer):
         """
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.step_tokens = int(tokens) if tokens is not None else 0
-        self.step_tokens_read = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        self.step_tokens_read = sum(map(tokens_of, batches))
         if not self.step_tokens:
             raise ModelFault(f"step {self.state.global_step + 1} has no supervised token")
         return batches, tokens
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Forward and backward through a micro batch, on the fast path in parts: their gradients add up to the same."""
+        return sum(
+            super(StageTrainer, self).training_step(model, part, num_items_in_batch)
+            for part in parts_of(inputs, self.part_tokens)
+        )
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The batch's share of the step's mean loss: summed over its tokens, divided by the tokens of the step."""
-        loss, tokens = label_loss(model, inputs)
+        loss, tokens = label_loss(model, inputs, self.head)
         loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
         return (loss, {}) if return_outputs else loss
 
@@ -110,7 +120,7 @@ class StageTrainer(Trainer):
                 if self.cadence.signal is not None:
                     raise hooks.Stopped
                 rows = [dataset[index] for index in order[start : start + size]]
-                loss, count = label_loss(model, self._prepare_inputs(self.data_collator(rows)))
+                loss, count = label_loss(model, self._prepare_inputs(self.data_collator(rows)), self.head)
                 total, tokens = total + loss.item(), tokens + count
         return total / tokens
 
@@ -201,13 +211,16 @@ def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int
         run_name=flags["wandb_run_name"] or None,
     )
     cadence, metrics = hooks.Cadence(steps.every, evaluates), hooks.Metrics(Path(flags["output_dir"]))
+    head = fast.prepare(model, device) if flags["fast"] else None
+    packed = flags["fast"] and fast.can_pack(model)
     trainer = StageTrainer(
         model=model,
         args=arguments,
+        data_collator=collate_packed if packed else lambda rows: collate(rows, pad_token_id),
         train_dataset=train_set,
         eval_dataset=val_set,
         group_by_length=flags["group_by_length"],
-        pad_token_id=pad_token_id,
+        head=head,
         callbacks=[cadence, metrics],
     )
     metrics.trainer = trainer

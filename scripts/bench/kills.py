@@ -34,11 +34,10 @@ ROOMS = ("adapters", "checkpoint", "dataset", "forgetting", "hooks", "hub", "mod
 PHASES = ("import", "load", "step", "evaluation", "save", "final save")
 STAGING = ".staging-"
 WARM = get_context("forkserver")
-WARM.set_forkserver_preload([f"utils.{room}" for room in ROOMS])
 
 
 def nothing() -> None:
-    pass
+    """Before a child that is like any other."""
 
 
 def start(
@@ -51,6 +50,7 @@ def start(
     """
     arguments = [str(ROOT / "finetune.py"), *(f"--{name}={_text(value)}" for name, value in flags.items())]
     if forked:
+        WARM.set_forkserver_preload([f"utils.{room}" for room in ROOMS])
         process = WARM.Process(target=_child, args=(arguments, log, before))
         process.start()
         return process
