@@ -16,7 +16,7 @@ For each token and layer of a LLaMA (hidden size h, intermediate size f, heads o
 Where activations are recomputed (a quantised base on a GPU) every layer keeps its input (4h), and one layer all of
 this. On top come the logits in front of the learned tokens: log-probabilities and two gradients, each in float32 over
 the vocabulary; on the fast path those of a few tokens. There rows have no padding and go through the model in parts.
-ALLOCATOR is what lies between the pieces: of memory that is freed, a part is not given back.
+ALLOCATOR (KEEPING) is what lies between the pieces: of memory that is freed, a part is not given back.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ from torch import nn
 
 from utils import fast, runtime
 
-ALLOCATOR = 1.3  # measured on a CPU with glibc's allocator, over steps of different lengths
+ALLOCATOR, KEEPING = 1.3, 1.4  # measured with glibc's allocator over steps of many lengths; as fast.keep_memory sets it
 _LIMITS = (  # of a container: its memory and what is used of it
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -52,14 +52,15 @@ def estimate(model, rows: datasets.Dataset, flags: Mapping[str, object], device:
         activations = layer + tokens * 4 * model.config.hidden_size * layers
     else:
         activations = layer * layers
+    between = KEEPING if flags["fast"] else ALLOCATOR
     logits = 3 * 4 * targets * model.config.vocab_size
     return {
         "libraries": psutil.Process().memory_info().rss if device.type == "cpu" else 0,
         "weights": _weights(model, number, flags),
         "adapter": 4 * learned,
         "optimizer": (4 + 8) * learned,  # gradient, Adam's two moments
-        "activations": int(ALLOCATOR * activations),
-        "logits": int(ALLOCATOR * logits),
+        "activations": int(between * activations),
+        "logits": int(between * logits),
     }
 
 
