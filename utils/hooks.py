@@ -73,6 +73,7 @@ class Metrics(TrainerCallback):
     def __init__(self, folder: Path):
         self.path = folder / METRICS
         self.trainer = None  # set by training.build; a StageTrainer
+        self.tokens, self.seconds = 0, 0.0  # of the steps of this process
 
     def begin_at(self, checkpoint: Path | None) -> None:
         """Put back the lines as they were at the checkpoint, none for a new run: steps behind it are made again."""
@@ -99,6 +100,7 @@ class Metrics(TrainerCallback):
                 "tokens_read": self.trainer.step_tokens_read,
                 "seconds": round(self.step_seconds, 3),
             }
+            self.tokens, self.seconds = self.tokens + line["tokens_read"], self.seconds + self.step_seconds
         if len(line) > 2:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -116,17 +118,20 @@ class Metrics(TrainerCallback):
 
 
 class Bar(ProgressCallback):
-    """The Trainer's progress bar with the latest losses at its end, instead of a printed dictionary a step."""
+    """The Trainer's progress bar with the speed and the latest losses at its end, instead of a printed dictionary a
+    step. tokens_per_s: those of the rows, without padding."""
 
-    def __init__(self):
+    def __init__(self, metrics: Metrics):
         super().__init__()
+        self.metrics = metrics
         self.losses: dict[str, str] = {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Show the losses."""
+        """Show the speed and the losses."""
         self.losses |= {key: f"{logs[key]:.3f}" for key in ("loss", "eval_loss") if key in logs}
         if self.training_bar is not None:
-            self.training_bar.set_postfix(self.losses)
+            speed = self.metrics.tokens / max(self.metrics.seconds, 1e-9)
+            self.training_bar.set_postfix(self.losses | {"tokens_per_s": f"{speed:.0f}"})
 
     def close(self) -> None:
         """End the bar's line, so that an error has one of its own."""

@@ -226,7 +226,7 @@ def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int
     metrics.trainer = trainer
     trainer.cadence, trainer.metrics = cadence, metrics
     trainer.remove_callback(ProgressCallback)
-    trainer.bar = hooks.Bar()
+    trainer.bar = hooks.Bar(metrics)
     trainer.add_callback(trainer.bar)
     return trainer
 
