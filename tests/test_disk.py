@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,8 @@ def fill(disk: Path, room: int) -> None:
         os.posix_fallocate(file.fileno(), 0, max(1, shutil.disk_usage(disk).free - room))
 
 
-def full_before(disk: Path, where: str, room: int) -> Callable[[], None]:
-    """To be called in the child: its disk is full from that write on."""
+def full_before(disk: Path, where: str, room: int) -> None:
+    """In the child: its disk is full from that write on."""
     owner, name, call = WRITES[where]
     plain = getattr(owner, name)
     calls = []
@@ -78,10 +79,10 @@ def full_before(disk: Path, where: str, room: int) -> Callable[[], None]:
             fill(disk, room)
         return plain(*args, **kwargs)
 
-    return lambda: setattr(owner, name, first_fill)
+    setattr(owner, name, first_fill)
 
 
-def run(flags: dict, before: Callable[[], object] = lambda: None) -> tuple[int, str]:
+def run(flags: dict, before: Callable[[], object] = kills.nothing) -> tuple[int, str]:
     log = flags["output_dir"].parent.with_suffix(".log")
     log.unlink(missing_ok=True)
     return kills.until(kills.start(flags, log, forked=True, before=before)), log.read_text(encoding="utf-8")
@@ -90,7 +91,7 @@ def run(flags: dict, before: Callable[[], object] = lambda: None) -> tuple[int, 
 def check_full_then_free(campaign, disk: Path, where: str, room: int) -> None:
     """The run ends with 5 and one line, leaves whole things only, and goes on once there is space."""
     out = disk / "out"
-    code, log = run({**campaign.flags, "output_dir": out}, full_before(disk, where, room))
+    code, log = run({**campaign.flags, "output_dir": out}, partial(full_before, disk, where, room))
     error = log.splitlines()[-1]
     assert code == 5 and "Traceback" not in log, log
     assert error.startswith("finetune.py: error: ") and ("is full" in error or "No space left" in error)
@@ -149,11 +150,11 @@ def test_the_devices_memory_may_end_in_the_middle_and_the_checkpoint_stays(quick
 
     plain, calls = training.label_loss, []
 
-    def full(model, inputs):
+    def full(model, inputs, head):
         calls.append(model.training)
         if calls.count(True) == 5:
             raise torch.OutOfMemoryError
-        return plain(model, inputs)
+        return plain(model, inputs, head)
 
     monkeypatch.setattr(training, "label_loss", full)
     with pytest.raises(EnvironmentFault, match=r"reduce --micro_batch_size \(1\)"):

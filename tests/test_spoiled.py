@@ -93,17 +93,17 @@ def test_a_validation_loss_that_is_no_number_stops_the_run(quick, monkeypatch):
 
 
 def test_a_step_without_a_supervised_token_stops_the_run(quick, monkeypatch):
-    plain = training.collate
+    plain = training.collate_packed
     calls = []
 
-    def collate(rows, pad_token_id):
-        batch = plain(rows, pad_token_id)
+    def collate(rows):
+        batch = plain(rows)
         calls.append(torch.is_grad_enabled())  # not in an evaluation
         if calls[-1] and calls.count(True) > 4:  # from the third step on
             batch["labels"][:] = training.IGNORED
         return batch
 
-    monkeypatch.setattr(training, "collate", collate)
+    monkeypatch.setattr(training, "collate_packed", collate)
     with pytest.raises(ModelFault, match="step 3 has no supervised token"):
         finetune.train(**quick)
     check_stopped(quick, 3)
