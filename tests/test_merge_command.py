@@ -95,6 +95,19 @@ def test_the_same_merge_again_does_nothing_and_another_is_refused(flags, tmp_pat
     assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("kept", [None, 30, 200])
+def test_a_finished_merge_that_has_lost_weights_is_not_called_complete(flags, tmp_path, kept):
+    merge_lora.main(**flags)
+    path = tmp_path / "out/model.safetensors"
+    data = path.read_bytes()
+    path.unlink() if kept is None else path.write_bytes(data[:kept])
+    with pytest.raises(ModelFault, match=f"{tmp_path}/out"):
+        merge_lora.main(**flags)
+    save_file({W: torch.ones(3, 4)}, path)
+    with pytest.raises(ModelFault, match="not those that were merged"):
+        merge_lora.main(**flags)
+
+
 def test_an_adapter_is_never_merged_twice(flags, tmp_path):
     merge_lora.main(**flags)
     again = {**flags, "base_model": str(tmp_path / "out"), "output_dir": str(tmp_path / "out2")}
@@ -252,6 +265,13 @@ def test_too_little_room_is_known_at_the_start(flags, tmp_path, monkeypatch):
     with pytest.raises(EnvironmentFault, match=r"0.00 GB are needed, 0.00 GB are free"):
         merge_lora.main(**flags)
     assert not left(tmp_path)
+
+
+@pytest.mark.parametrize("fault", [PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file")])
+def test_an_output_that_cannot_be_made_is_named(flags, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(files, "_take", lambda _: (_ for _ in ()).throw(fault))
+    with pytest.raises(EnvironmentFault, match=f"--output_dir: {tmp_path}/out cannot be made: {fault.strerror}"):
+        merge_lora.main(**flags)
 
 
 def test_a_disk_mounted_at_the_output_is_refused(flags, monkeypatch):
