@@ -7,7 +7,7 @@ import torch
 from merge_cases import CONFIG, EMBED, HEAD, NAME, W, adapter, run, small_base, tensors
 from safetensors.torch import load_file, save_file
 
-from utils import lora, merge, planning, weights
+from utils import lora, merge, models, planning, weights
 from utils.errors import ModelFault
 
 PARTS = "model.layers.{}.self_attn.q_proj"
@@ -218,6 +218,16 @@ def test_a_bin_that_needs_more_than_tensors_is_refused_and_not_executed(base, tm
     with pytest.raises(ModelFault, match='"model" is no tensor'):
         weights.read_weights(tmp_path / "adapter_model.bin")
     assert not trace.exists()
+
+
+def test_a_base_that_needs_code_of_its_own_is_refused_and_nobody_is_asked(base, monkeypatch):
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoTokenizer": ["own.Tokenizer", None]}}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "tokenizer_config.json").write_text(json.dumps({"auto_map": config["auto_map"]}))
+    (base / "own.py").write_text("raise SystemExit('executed')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))
+    with pytest.raises(ModelFault, match=f"{base}: no usable tokenizer"):
+        models.load_tokenizer(base)
 
 
 def test_a_value_too_large_for_the_chosen_dtype_is_named(base):

@@ -31,7 +31,9 @@ def load_tokenizer(folder: Path):
     lost = vocabulary.early_llama(folder)
     kind = LlamaTokenizer if lost.pop("tokenizer_class", None) else AutoTokenizer
     try:
-        tokenizer = kind.from_pretrained(folder, local_files_only=True, split_special_tokens=True, **lost)
+        tokenizer = kind.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, split_special_tokens=True, **lost
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelFault(f"{folder}: no usable tokenizer: {_first_line(error)}") from None
     if tokenizer.eos_token_id is None:
