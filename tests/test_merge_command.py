@@ -132,6 +132,23 @@ def test_an_adapter_is_never_merged_twice(flags, tmp_path):
     assert run["merged"][0] == sha256 and len(run["merged"]) == 2
 
 
+def test_a_lineage_that_bites_its_tail_has_an_end(flags):
+    parent = {"path": flags["lora_model"], "sha256": "0" * 64}
+    Path(flags["lora_model"], "run.json").write_text(json.dumps({"parent": parent}))
+    merge_lora.main(**flags)
+
+
+def test_an_adapter_that_is_not_what_its_run_wrote_is_refused(flags):
+    path = Path(flags["lora_model"], "adapter_model.safetensors")
+    written = {"files": {path.name: files.sha256_file(path)}}
+    (path.parent / "run.json").write_text(json.dumps(written))
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelFault, match=r"adapter_model\.safetensors is not what"):
+        merge_lora.main(**flags)
+
+
 def test_an_adapter_of_another_base_needs_force_base(flags, tmp_path, capsys):
     Path(flags["lora_model"], "run.json").write_text(json.dumps({"base": {"name": "other", "fingerprint": "0" * 64}}))
     with pytest.raises(ModelFault, match="trained on another base model"):
