@@ -146,8 +146,9 @@ def _merged_before(base: dict) -> list[str]:
 
 
 def check_merge(run: dict, force_base: bool) -> None:
-    """Raises ModelFault for an adapter that is not what its run wrote, that would be inside twice, itself or as the start
-    of one that continues it, and for a first one that was trained on another base; with force_base that is a warning."""
+    """Raises ModelFault for an adapter that is not what its run wrote, for one that would be inside twice, itself or
+    as the start of one that continues it. A first one trained on another base: the same, or a warning with force_base.
+    """
     inside = _merged_before(run["base"])
     for adapter in run["adapters"]:
         if problem := changed_file(Path(adapter["path"]), read(Path(adapter["path"])) or {}):
