@@ -29,9 +29,11 @@ def copy_tokenizer(folder: Path, target: Path) -> None:
     for path in tokenizer_files(folder):
         shutil.copy(path, target)
     if right := early_llama(folder):
-        for name in BESIDE[:2]:
-            settings = read_object(target / name) if (target / name).is_file() else {}
-            write_json(target / name, {**settings, **{key: value for key, value in right.items() if key in settings}})
+        settings, beside = target / BESIDE[0], target / BESIDE[1]
+        write_json(settings, {**read_object(settings), **right})
+        if beside.is_file():
+            named = read_object(beside)
+            write_json(beside, {**named, **{key: value for key, value in right.items() if key in named}})
 
 
 def tokenizer_size(folder: Path) -> int:
@@ -90,11 +92,11 @@ def _special_tokens(settings: dict) -> Iterator[str]:
             yield text
 
 
-def early_llama(folder: Path) -> dict[str, str]:
+def early_llama(folder: Path) -> dict:
     """What a LLaMA conversion of early 2023 must say in tokenizer_config.json instead of what it says; {} for others.
 
-    Its names of BOS, EOS and UNK are empty, its class has another name since: transformers would not load it, or as
-    some other tokenizer, without BOS and without the blank in front.
+    Its names of BOS, EOS and UNK are empty, its class has another name since, and BOS was in front without a word:
+    transformers would not load it, or as some other tokenizer, without BOS and without the blank in front.
     """
     path = folder / "tokenizer_config.json"
     settings = read_object(path) if path.is_file() else {}
@@ -103,6 +105,7 @@ def early_llama(folder: Path) -> dict[str, str]:
         right["tokenizer_class"] = "LlamaTokenizer"
     if not right or not (files := tokenizer_files(folder)):
         return {}
+    right["add_bos_token"] = settings.get("add_bos_token", True)
     ids = _pieces(files[0])
     return right if [ids.get(token) for token in EARLY.values()] == [0, 1, 2] else {}
 
