@@ -73,9 +73,12 @@ def new_folder(output: Path, needed_bytes: int) -> Iterator[Path]:
     """
     check_empty(output)
     output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
     staging = output.with_name(f"{PART}{output.name}")
-    lock = _take(staging)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock = _take(staging)
+    except OSError as error:
+        raise EnvironmentFault(f"--output_dir: {output} cannot be made: {error.strerror}") from None
     try:
         for path in staging.iterdir():
             path.unlink()
