@@ -53,7 +53,8 @@ def ask(
         unjudged = asking.ask_missing(calls, endpoint, journal, concurrency)
         print(f"{journal.path}: {len(calls) - len(unjudged)} of {len(calls)} verdicts")
     if unjudged:
-        raise UnjudgedFault(f"{len(unjudged)} of {len(calls)} stay unjudged: {'; '.join(unjudged)}; run this again")
+        left = f"{len(unjudged)} of {len(calls)} stay unjudged: {judging.listed(unjudged)}"
+        raise UnjudgedFault(f"{left}; run this again")
 
 
 def table(output_dir: str = "") -> None:

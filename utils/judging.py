@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -122,15 +122,21 @@ def _read_answers(path: str, prompts: Mapping[str, tuple[str, int, Row]], test_d
             answers[_identity(row)] = row["output"]
     lacking = [f"{category} {number}" for key, (category, number, _) in prompts.items() if key not in answers]
     if lacking or others:
-        parts = [f"lacks {_listed(lacking)}"] if lacking else []
-        parts += [f"answers others: {_listed(others)}"] if others else []
+        parts = [f"lacks {_prompts(lacking)}"] if lacking else []
+        parts += [f"answers {_prompts(others, 'other prompt')}"] if others else []
         raise DataFault(f"{path} does not match {test_data}: it {'; it '.join(parts)}")
     return answers
 
 
-def _listed(names: Sequence[str], most: int = 40) -> str:
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)} prompts: {', '.join(names[:most])}{more}" if names else ""
+    return f"{', '.join(names[:most])}{more}"
+
+
+def _prompts(names: Sequence[str], word: str = "prompt") -> str:
+    return f"{len(names)} {word}{'s' * (len(names) > 1)}: {listed(names, 40)}"
 
 
 def _identity(row: Row) -> str:
@@ -182,7 +188,7 @@ def _difference(old: Sequence[Item], old_seed: int, new: Sequence[Item], seed: i
         return "the prompts of --test_data are others"
     both = zip(old, new, strict=True)
     changed = [f"{b.category} {b.number} ({n})" for a, b in both for n in b.answers if a.answers[n] != b.answers[n]]
-    return f"other answers to {_listed(changed)}" if changed else ""
+    return f"other answers to {_prompts(changed)}" if changed else ""
 
 
 # --- Asking ---

@@ -39,12 +39,15 @@ _RANGE = re.compile(
 )
 # A second score behind the first, in the same line. Only a correction is one for certain: 修正为 6 分.
 _SECOND = re.compile(
-    r"(?:(?P<revised>修正|更正|改|revised to)[^\d\n;。]{0,6}?|(?:最终|最后|应该|应|现在|现)[为是得给]+|^\s*,?\s*实?得)\s*"
+    r"(?:(?P<revised>修正|更正|改|revised to)[^\d\n;。]{0,6}?"
+    r"|(?:最终|最后|应该|应|现在|现)[为是得给]+|^\s*,?\s*实?得)\s*"
     rf"(?P<number>{_NUMBER})(?:(?P<unit>{_UNIT})|\s*/\s*100?\b)|^\s*(?:→|[-=]>)\s*\d",
     re.IGNORECASE,
 )
 _COUNTED = re.compile(
-    r"[ \t]*(?:[个条点项处句字年月日号步次种名位行段遍倍%题道篇首件人岁级层组章节款元块米度]|小时|分[钟制中里])|[+=×^<>a-z\d_]", re.I
+    r"[ \t]*(?:[个条点项处句字年月日号步次种名位行段遍倍%题道篇首件人岁级层组章节款元块米度]|小时|分[钟制中里])"
+    r"|[+=×^<>a-z\d_]",
+    re.IGNORECASE,
 )
 _LINE_END = re.compile(r"[ \t*]*(?:$|\n)")
 _ENDS = re.compile(r"[ \t]*(?:$|[\n;,。!?)\]】}|*_\"'~(:/]|\.[ \t]*(?:$|\n))")

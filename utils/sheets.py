@@ -4,6 +4,7 @@ A row is known by its id alone; whose answer it is stands nowhere in the sheet, 
 prompt in another order.
 """
 
+import codecs
 import csv
 import hashlib
 import html
@@ -63,8 +64,9 @@ def _rows(items: Sequence[Item], rater: int, seed: int) -> Iterator[dict[str, st
 
 
 def _id(item: Item, system: str, rater: int, seed: int) -> str:
-    """Begins with a letter, so that no spreadsheet takes it for a number."""
-    text = f"{seed}/{item.category}/{item.number}/{system}/{rater}"
+    """Begins with a letter, so that no spreadsheet takes it for a number. Of the texts too: what was filled in about
+    other answers fits no sheet of these, nor does what the browser has kept of it."""
+    text = json.dumps([seed, rater, system, item.category, item.number, item.question, item.answers[system]])
     return "a" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -128,12 +130,16 @@ def _read(path: str, known: Mapping[str, tuple[int, Answer]]) -> tuple[int, dict
 
 
 def _lines(path: str) -> Iterator[tuple[int, str, str]]:
-    """(line, id, score) of each row. Excel may have saved GBK, or semicolons: ids and scores are the same."""
+    """(line, id, score) of each row. Excel may have saved GBK or UTF-16, semicolons or tabs: ids and scores are the
+    same."""
     raw = Path(path).read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = raw.decode("gb18030", "replace")
+    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        text = raw.decode("utf-16", "replace")
+    else:
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = raw.decode("gb18030", "replace")
     head = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
     fields = [field.strip().lower() for field in next(reader, [])]
@@ -159,7 +165,7 @@ def _checked(path: str, reader: Iterator[list[str]]) -> Iterator[list[str]]:
 def _score(where: str, text: str) -> float:
     text = text.removesuffix("分").replace(",", ".")
     if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) > 10:
-        raise DataFault(f'{where}: the score "{text}" is no number from 0 to 10')
+        raise DataFault(f'{where}: the score "{text[:20]}" is no number from 0 to 10')
     return float(text)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from utils import replies
 from utils.errors import DataFault, EnvironmentFault
+from utils.files import disk_faults
 from utils.judging import Call
 
 NAME = "verdicts.jsonl"
@@ -60,9 +61,10 @@ class Journal:
 
     def append(self, line: Mapping[str, object]) -> None:
         """Write one line and wait until the disk has it."""
-        self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with disk_faults(self.path):
+            self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
 def read(output_dir: str | Path) -> list[dict]:
