@@ -1,16 +1,16 @@
 """Score what several systems answered to the same prompts: by a judge model, by people, against references.
 
-    python judge.py ask --answers D13b-2-3=output/d/test.json,ChatGPT=output/c/test.json \\
+    python judge.py ask --answers D13b-2-3=output/d,ChatGPT=output/c \\
         --base_url https://api.openai.com/v1 --model gpt-4 --output_dir output/scores     # the key: OPENAI_API_KEY
     python judge.py table --output_dir output/scores
 
-    python judge.py sheet --answers D13b-2-3=output/d/test.json,ChatGPT=output/c/test.json --output_dir output/scores
+    python judge.py sheet --answers D13b-2-3=output/d,ChatGPT=output/c --output_dir output/scores
     python judge.py collect --output_dir output/scores output/scores/sheet-1.csv output/scores/sheet-2.csv
 
-    python judge.py auto --answers D13b-2-3=output/d/test.json,ChatGPT=output/c/test.json --output_dir output/scores
+    python judge.py auto --answers D13b-2-3=output/d,ChatGPT=output/c --output_dir output/scores
 
-The answers are the test.json files that generate.py writes for all prompts of --test_data. Every step reads and writes
-files in output_dir; ask can be interrupted at any moment and goes on with the same command.
+The answers are what generate.py writes (a test.json, or a folder of them) for all prompts of --test_data. Every step
+reads and writes files in output_dir; ask can be interrupted at any moment and goes on with the same command.
 """
 
 from utils import checks, cli

@@ -7,6 +7,7 @@ The key comes from OPENAI_API_KEY and is written nowhere.
 
 import asyncio
 import email.utils
+import hashlib
 import os
 import random
 import time
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from utils import record
 from utils.errors import DataFault, EnvironmentFault
-from utils.judging import Call, new_marker, prompt, prompt_hash
+from utils.judging import Call, new_marker, prompt
 from utils.verdicts import Journal, key_of, parse
 
 KEY = "OPENAI_API_KEY"
@@ -118,7 +119,7 @@ async def _judge(state: _State, call: Call) -> str:
             "attempt": attempt,
             "temperature": temperature,
             "marker": marker,
-            "prompt_sha256": prompt_hash(text),
+            "prompt_sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
         verdict = parse(line, call)
         problem = verdict.problem

@@ -6,7 +6,6 @@ robust: as many calls a prompt as there are systems, each system once in each pl
 items.json in the output folder pins what the verdicts beside it are about.
 """
 
-import hashlib
 import json
 import random
 import secrets
@@ -226,8 +225,3 @@ def prompt(call: Call, marker: str) -> str:
     texts = [call.item.question, *call.answers]
     fenced = [f"[{marker} {name}]\n{text}\n[/{marker} {name}]" for name, text in zip(names, texts, strict=True)]
     return "\n\n".join([_ROBUST.format(count=count, marker=marker), *fenced])
-
-
-def prompt_hash(text: str) -> str:
-    """Hex SHA-256 of a prompt as it was sent."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()

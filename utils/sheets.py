@@ -193,7 +193,8 @@ def read(output_dir: str, items: Sequence[Item]) -> People | None:
 def _rater_note(raters: Sequence[Mapping[Answer, float]], common: Sequence[Answer]) -> str:
     kappa = stats.mean_kappa([[rater[answer] for answer in common] for rater in raters])
     between = "" if kappa is None else f"; weighted kappa between them {kappa:.2f}"
-    return f"Mean of {len(raters)} raters, over the {len(common)} answers that each of them scored{between}."
+    number = "One rater" if len(raters) == 1 else f"Mean of {len(raters)} raters"
+    return f"{number}, over the {len(common)} answers that each of them scored{between}."
 
 
 # --- The page ---

@@ -6,7 +6,8 @@ from pathlib import Path
 from utils import scores
 from utils.files import write_atomic, write_json
 from utils.judging import Call, Item, listed
-from utils.verdicts import Key, Verdict
+from utils.replies import Parsed
+from utils.verdicts import Key
 
 NAMES = {
     "01qa": "knowledge", "02translate": "translation", "03generate": "text generation", "04analyse": "sentiment",
@@ -25,7 +26,7 @@ with a score / prompts; none is imputed."""
 def build(
     items: Sequence[Item],
     calls: Mapping[str, Sequence[Call]],
-    verdicts: Mapping[str, Mapping[Key, Verdict]],
+    verdicts: Mapping[str, Mapping[Key, Parsed]],
     people: scores.Columns | None,
 ) -> dict:
     """The table as JSON: {judge: {category: {system: cell}}} (scores.cells), and beside the judges "ranks", "position",
@@ -48,7 +49,7 @@ def build(
     }
 
 
-def _unjudged(calls: Iterable[Call], given: Mapping[Key, Verdict]) -> Iterable[str]:
+def _unjudged(calls: Iterable[Call], given: Mapping[Key, Parsed]) -> Iterable[str]:
     for call in calls:
         verdict = given.get(call.key)
         if verdict is None or verdict.scores is None:
