@@ -224,6 +224,13 @@ def test_a_folder_without_prompts_and_a_reference_that_is_no_text(tmp_path):
         read(flags)
 
 
+@pytest.mark.parametrize(("said", "kept"), [("<think>a\nb</think>c", "c"), ("a</think>c", "c"), ("c<think>a", "c")])
+def test_the_thoughts_of_a_system_are_no_part_of_its_answer(said, kept, tmp_path):
+    """Nor can their end, quoted by a judge, pass for the end of the judge's own."""
+    flags = write_case(tmp_path, prompts=1, ChatGPT=lambda category, number: said)
+    assert read(flags)[0].answers["ChatGPT"] == kept
+
+
 def test_an_empty_answer_is_an_answer(tmp_path):
     flags = write_case(tmp_path, ChatGPT=lambda category, number: "")
     assert {i.answers["ChatGPT"] for i in read(flags)} == {""}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from utils.errors import DataFault
 from utils.files import sha256_file, write_json
+from utils.replies import without_thoughts
 from utils.rows import Row, read_prompts
 from utils.strict_json import read_values
 
@@ -74,8 +75,8 @@ class Call:
 def read_items(answers: Mapping[str, str], test_data: str) -> list[Item]:
     """Every prompt of test_data (a folder of category files, or one file) with each system's answer.
 
-    answers: system -> its test.json, or a folder of them. Raises DataFault listing the prompts that a system lacks, or
-    has answered and test_data has not.
+    answers: system -> its test.json, or a folder of them; <think> blocks are no part of an answer. Raises DataFault
+    listing the prompts that a system lacks, or has answered and test_data has not.
     """
     prompts = _read_test_data(Path(test_data))
     given = {system: _read_answers(path, prompts, test_data) for system, path in answers.items()}
@@ -118,7 +119,7 @@ def _read_answers(path: str, prompts: Mapping[str, tuple[str, int, Row]], test_d
                 raise DataFault(f"{file}:{line}: a second answer to the same prompt ({row['instruction'][:30]})")
             if _identity(row) not in prompts:
                 others.append(f"line {line} ({row['instruction'][:20]})")
-            answers[_identity(row)] = row["output"]
+            answers[_identity(row)] = without_thoughts(row["output"])
     lacking = [f"{category} {number}" for key, (category, number, _) in prompts.items() if key not in answers]
     if lacking or others:
         parts = [f"lacks {_prompts(lacking)}"] if lacking else []

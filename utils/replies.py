@@ -135,13 +135,11 @@ def _squeezed(text: str) -> str:
 
 def _mentions(text: str) -> Iterator[_Mention]:
     quoted = _QUOTED.sub(lambda match: " " * len(match[0]) if _holds_verdict(match[0]) else match[0], text)
-    rest = list(quoted)
-    for start, block in _tables(quoted):
-        found = list(_table_mentions(start, block))
-        yield from found
-        if found:
-            rest[start : start + len(block)] = " " * len(block)
-    text, last = "".join(rest), 0
+    text, last = quoted, 0
+    for mention in [mention for start, block in _tables(quoted) for mention in _table_mentions(start, block)]:
+        yield mention
+        end = (quoted + "\n").index("\n", mention.position)
+        text = text[: mention.position] + " " * (end - mention.position) + text[end:]
     for match in _VERDICT.finditer(text):
         if _stands_first(text, match.start(), last) and (mention := _read(text, match)):
             yield mention
@@ -153,7 +151,8 @@ def _second(text: str, match: re.Match) -> Iterator[_Mention]:
     """What the line goes on to say about the score at `match`: corrected, or a reason to ask again."""
     tail = text[match.end() : match.end() + 300].partition("\n")[0]
     tail = _QUOTED.sub("", _ANY_LABEL.split(tail, maxsplit=1)[0])
-    if not (found := _SECOND.search(tail)):
+    found = _SECOND.search(tail)
+    if not found or _TOLD.search(tail[: found.start()]):  # 它要求改为 10 分 is what the answer wants
         return
     score = _decimal(found["number"]) if found["revised"] and found["unit"] else math.inf
     given = (score, "") if score <= 10 else (None, "two scores in one line")
@@ -233,32 +232,34 @@ def _tables(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _table_mentions(start: int, block: str) -> Iterator[_Mention]:
-    rows, positions = [], []
+    rows, lines = [], []
     for line in re.finditer(r"[^\n]+", block):
         cells = [cell.strip(" \t*_`") for cell in line[0].strip(" \t").removeprefix("|").removesuffix("|").split("|")]
         if not all(re.fullmatch(r":?-+:?", cell) for cell in cells):
             rows.append(cells)
-            positions.append(start + line.start())
+            lines.append(line)
     header = rows[0]
     across = [_ANY_LABEL.fullmatch(cell) for cell in header]
     columns = [place for place, cell in enumerate(header) if re.search(_SCORE_WORD, cell, re.IGNORECASE)]
-    for row, position in zip(rows, positions, strict=True):
+    for row, line in zip(rows, lines, strict=True):
         if sum(map(bool, across)) > 1 and re.search(_SCORE_WORD, row[0], re.IGNORECASE):
             pairs = [(label, cell, row[0]) for label, cell in zip(across, row, strict=False) if label]
         else:
             pairs = list(_row_verdict(row, header, columns))
         for label, cell, title in pairs:
             if match := _CELL.fullmatch(cell):
+                begin = max(0, line[0].find(label[0]))
+                end = line[0].index(cell, line[0].index("|", begin + 1)) + len(cell)
                 of = re.search(r"(?:/|满分)\s*(\d+)", title)
                 score, problem = _value(match, of and of[1])
-                yield _Mention(position, _whole(label["label"]), score, problem, f"{label[0]}{cell}")
+                yield _Mention(start + line.start(), _whole(label["label"]), score, problem, line[0][begin:end])
 
 
 def _row_verdict(row: list[str], header: list[str], columns: list[int]) -> Iterator[tuple[re.Match, str, str]]:
     """(label, score, title of its column) of a row with a label: from the one score column, else the one column behind
     the label with a number."""
     under_system = re.fullmatch(r"系[统統]|system", header[0], re.IGNORECASE) and row[0].isdigit()
-    cells = [f"System{row[0]}" if under_system else row[0], *row[1:2]]  # a number of the row may stand first
+    cells = [f"System{row[0]}" if under_system else row[0], *(row[1:2] if row[0].isdigit() else ())]
     at, label = next(((at, m) for at, cell in enumerate(cells) if (m := _ANY_LABEL.fullmatch(cell))), (0, None))
     numbers = columns or [place for place in range(at + 1, len(row)) if _CELL.fullmatch(row[place])]
     if label and len(numbers) == 1 and numbers[0] < min(len(row), len(header)):

@@ -10,8 +10,7 @@ from statistics import fmean
 
 from utils import stats
 from utils.judging import Call, Item
-from utils.replies import Parsed
-from utils.verdicts import Key
+from utils.verdicts import Key, Parsed
 
 Columns = dict[str, list[float | None]]
 TOTAL = "total"

@@ -6,8 +6,7 @@ from pathlib import Path
 from utils import scores
 from utils.files import write_atomic, write_json
 from utils.judging import Call, Item, listed
-from utils.replies import Parsed
-from utils.verdicts import Key
+from utils.verdicts import Key, Parsed
 
 NAMES = {
     "01qa": "knowledge", "02translate": "translation", "03generate": "text generation", "04analyse": "sentiment",
