@@ -66,13 +66,13 @@ def table(output_dir: str = "") -> None:
     items, seed = judging.load(output_dir)
     calls = {mode: judging.calls(items, mode, seed) for mode in checks.JUDGE_MODES}
     judges = verdicts.by_judge(verdicts.read(output_dir), [*calls["robust"], *calls["faithful"]])
-    people = sheets.read(output_dir, items)
+    people, note = sheets.read(output_dir, items) or (None, "")
     if not judges and not people:
         raise DataFault(f"{output_dir} holds no verdicts and no collected sheets yet")
     asked = {judge: calls[verdicts.mode_of(given)] for judge, given in judges.items()}
-    built = tables.build(items, asked, judges, people.columns if people else None)
+    built = tables.build(items, asked, judges, people)
     names = [*judges, *([tables.PEOPLE] if people else [])]
-    tables.write(output_dir, built, names, {tables.PEOPLE: people.notes} if people else {})
+    tables.write(output_dir, built, names, {tables.PEOPLE: [note]} if people else {})
     plots.scores({name: built[name] for name in names}, f"{output_dir}/scores.png")
     print(f"{output_dir}: table.md, table.json, scores.png ({', '.join(names)})")
 

@@ -14,7 +14,6 @@ import random
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -28,14 +27,6 @@ from utils.scores import Columns
 NAME = "people.json"
 _FIELDS = ("id", "category", "prompt", "answer", "score")
 Answer = tuple[int, str]  # place of the item, system
-
-
-@dataclass(frozen=True)
-class People:
-    """The mean scores of the raters, a column a system, None where one of them gave none; and notes on the raters."""
-
-    columns: Columns
-    notes: list[str]
 
 
 def write(output_dir: str, items: Sequence[Item], raters: int, seed: int) -> list[Path]:
@@ -142,24 +133,16 @@ def _lines(path: str) -> Iterator[tuple[int, str, str]]:
             text = raw.decode("gb18030", "replace")
     head = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
-    fields = [field.strip().lower() for field in next(reader, [])]
-    if not {"id", "score"} <= set(fields):
-        raise DataFault(f"{path}:1: the first line must name the columns id and score")
-    for row in _checked(path, reader):
-        if any(cell.strip() for cell in row):
-            cells = dict(zip(fields, row))
-            yield (
-                reader.line_num,
-                cells.get("id", "").strip(),
-                unicodedata.normalize("NFKC", cells.get("score", "")).strip(),
-            )
-
-
-def _checked(path: str, reader: Iterator[list[str]]) -> Iterator[list[str]]:
     try:
-        yield from reader
+        fields = [field.strip().lower() for field in next(reader, [])]
+        rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
         raise DataFault(f"{path}:{reader.line_num}: not CSV: {error}") from None
+    if not {"id", "score"} <= set(fields):
+        raise DataFault(f"{path}:1: the first line must name the columns id and score")
+    for line, row in rows:
+        cells = dict.fromkeys(fields, "") | dict(zip(fields, row))
+        yield line, cells["id"].strip(), unicodedata.normalize("NFKC", cells["score"]).strip()
 
 
 def _score(where: str, text: str) -> float:
@@ -169,8 +152,9 @@ def _score(where: str, text: str) -> float:
     return float(text)
 
 
-def read(output_dir: str, items: Sequence[Item]) -> People | None:
-    """What collect has written, None where nothing was. Raises DataFault for a people.json about other items."""
+def read(output_dir: str, items: Sequence[Item]) -> tuple[Columns, str] | None:
+    """The raters' mean scores that collect has written, a column a system, None where one of them gave none; and a note
+    on the raters. None where nothing was collected. Raises DataFault for a people.json about other items."""
     path = Path(output_dir) / NAME
     if not path.exists():
         return None
@@ -187,7 +171,7 @@ def read(output_dir: str, items: Sequence[Item]) -> People | None:
     columns: Columns = {system: [None] * len(items) for system in items[0].answers}
     for place, system in common:
         columns[system][place] = fmean(rater[place, system] for rater in raters)
-    return People(columns, [_rater_note(raters, common)])
+    return columns, _rater_note(raters, common)
 
 
 def _rater_note(raters: Sequence[Mapping[Answer, float]], common: Sequence[Answer]) -> str:
