@@ -199,9 +199,9 @@ def test_what_stays_without_scores_is_listed_and_asked_for_by_the_next_run(tmp_p
 
     with serving(fault=fault) as server:
         left = outcome(flags, server, concurrency=1)
-        assert left.exit_code == 6 and str(left).startswith("1 of 6 stay unjudged: 01part 1, turn 1;")
+        assert left.exit_code == 6 and str(left).startswith("1 of 6 stay unjudged: 01part 1 turn 1;")
         assert len(server.asked) == 5 + ask.REPLIES
-        assert "01part 1, turn 1: unjudged: System1: no score" in "".join(capsys.readouterr())
+        assert "01part 1 turn 1: unjudged: System1: no score" in "".join(capsys.readouterr())
         server.fault = lambda number: None
         server.asked.clear()
         assert outcome(flags, server) is None
@@ -287,7 +287,7 @@ def test_prompts_that_are_too_long_in_every_order_do_not_keep_the_rest_from_bein
         server.fault = lambda n: "400" if re.search("1-[12]，", server.asked[n][0]) else None
         for _ in range(2):  # the second run begins with the six that the first was refused
             left = outcome(flags, server, concurrency=1)
-            assert left.exit_code == 6 and str(left).startswith("6 of 18 stay unjudged: 01part 1, turn 1, ")
+            assert left.exit_code == 6 and str(left).startswith("6 of 18 stay unjudged: 01part 1 turn 1, ")
         server.fault = lambda number: "400"
         more = write_case(tmp_path / "more", prompts=6)
         left = outcome(more, server, concurrency=1)

@@ -62,8 +62,8 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The call as people are told of it: 01qa 3, turn 2."""
-        turn = f", turn {self.rotation + 1}" if self.mode == "robust" else ""
+        """The call as people are told of it: 01qa 3 turn 2."""
+        turn = f" turn {self.rotation + 1}" if self.mode == "robust" else ""
         return f"{self.item.category} {self.item.number}{turn}"
 
     @property
