@@ -60,7 +60,7 @@ TABLE = {
     "generation": ("callbacks prompter encode runtime", "torch transformers"),
     "batch": ("rows record generation", "tqdm"),
     "web": ("", "gradio"),
-    "judging": ("rows strict_json", ""),
+    "judging": ("replies rows strict_json", ""),
     "replies": ("", ""),
     "verdicts": ("judging replies", ""),
     "ask": ("judging record verdicts", "openai tqdm"),
