@@ -88,6 +88,7 @@ def train(
     rows, origins = dataset.load_rows(data_path, data_mix, seed)
     checks.rows_and_validation(len(rows), val_set_size)
     earlier = record.lineage(parent)
+    forgetting.check_limit(earlier, max_forget)
 
     # --- Where it starts: anew, at the last checkpoint, or it is done already ---
     run = record.describe("finetune", flags, base, parent, origins, prompter)

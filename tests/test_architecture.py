@@ -49,7 +49,7 @@ TABLE = {
     "lora": ("weights", "torch"),
     "adapters": ("record checkpoint lora weights", "torch peft"),
     "checkpoint": ("record", ""),
-    "hooks": ("", "transformers"),
+    "hooks": ("", "tqdm transformers"),
     "training": ("fast runtime batching adapters checkpoint hooks encode", "torch transformers safetensors tqdm"),
     "forgetting": ("dataset record prompter", "datasets"),
     "fast": ("", "torch peft transformers"),

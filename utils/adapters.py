@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from utils import checkpoint, record
 from utils.errors import ArgumentFault, ModelFault
 from utils.files import disk_faults, flush_folder, sha256_file, write_json
-from utils.lora import INPUT, Adapter
+from utils.lora import INPUT, Adapter, not_plain
 from utils.weights import ADAPTER_FILES, Weights, adapter_file, read_config, read_weights
 
 
@@ -40,6 +40,8 @@ def describe_parent(path: str, output_dir: str) -> dict | None:
     if not is_checkpoint and run.get("status", "complete") != "complete":
         advice = "run its command again first, or give one of its checkpoint-… folders"
         raise ModelFault(f"--resume_from_checkpoint: {folder} is not complete: {advice}")
+    if change := record.changed_template(run):
+        raise ModelFault(f"--resume_from_checkpoint: {folder} was trained with other texts: {change}")
     return {
         "path": str(folder.resolve()),
         "sha256": sha256_file(adapter_file(folder)),
@@ -71,11 +73,16 @@ def inherit(flags: dict, given: frozenset[str], parent: dict | None) -> dict:
     """The flags with rank, alpha, targets and template taken from the parent, each announced.
 
     given: names of the flags that the user gave. Raises ArgumentFault for a given flag that contradicts the parent:
-    an adapter's shape, scale and template cannot change between stages.
+    an adapter's shape, scale and template cannot change between stages. Raises ModelFault for a parent whose
+    configuration asks for more than LoRA of one rank and one scale: trained as such it would be another adapter.
     """
     if parent is None:
         return flags
     config = read_config(Path(parent["path"]))
+    if others := not_plain(config):
+        raise ModelFault(
+            f"--resume_from_checkpoint: {parent['path']}: {', '.join(others)}: only plain LoRA is trained on"
+        )
     theirs = {
         "lora_r": config.get("r"),
         "lora_alpha": int(float(config["lora_alpha"])) if "lora_alpha" in config else None,

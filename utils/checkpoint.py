@@ -70,7 +70,10 @@ def starting_point(output_dir: str, run: dict, overwrite: bool, needed_bytes: in
     checkpoint = newest_checkpoint(output)
     if spoiled and checkpoint is None:
         raise ModelFault(f"{spoiled}, and there is no checkpoint to make it from; --overwrite starts anew")
-    print(f"{spoiled}: it is made again from the last checkpoint" if spoiled else f"{output} goes on: {checkpoint}")
+    if spoiled:
+        print(f"{spoiled}: it is made again from the last checkpoint")
+    else:
+        print(f"{output} goes on: {checkpoint}" if checkpoint else f"{output} starts again: it has no checkpoint yet")
     return Start(checkpoint=checkpoint, lock=lock)
 
 
@@ -105,14 +108,17 @@ def _move_aside(folder: Path) -> Path:
     number = 1
     while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
-    os.replace(folder, aside)
+    try:
+        os.replace(folder, aside)
+    except OSError as error:  # where a disk is mounted, or a folder that may not be written
+        raise EnvironmentFault(f"--overwrite: {folder} cannot be moved away: {os.strerror(error.errno)}") from None
     return aside
 
 
 def _check_space(output: Path, needed: int) -> None:
     """Old checkpoints count as free: the run replaces them."""
     free = shutil.disk_usage(output).free
-    free += sum(path.stat().st_size for folder in numbered(output) for path in folder.iterdir())
+    free += sum(path.stat().st_size for folder in numbered(output) for path in folder.glob("*") if path.is_file())
     if free < needed:
         sizes = f"{needed / 1e6:.0f} MB for checkpoints, {free / 1e6:.0f} MB are free"
         raise EnvironmentFault(f"--output_dir: the disk of {output} is too small: the run needs {sizes}")

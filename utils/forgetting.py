@@ -9,7 +9,8 @@ from pathlib import Path
 from datasets import Dataset
 
 from utils import dataset, record
-from utils.errors import DataFault, ModelFault
+from utils.errors import DataFault, EnvironmentFault, ModelFault
+from utils.files import sha256_file
 from utils.prompter import Prompter
 
 
@@ -18,15 +19,40 @@ def _rows_of(stage: dict) -> tuple[Dataset, Dataset]:
 
     Raises DataFault when its data is gone or no longer what it was.
     """
+    _check_files(stage)
     run = stage["run"]
     settings, paths = run["settings"], [origin["path"] for origin in run["data"]]
-    if gone := [path for path in paths if not Path(path).is_file()]:
-        raise DataFault(f"{gone[0]} is gone")
     rows, origins = dataset.load_rows(",".join(paths), settings.get("data_mix", ()), settings["seed"])
     for now, then in zip(origins, run["data"], strict=True):
-        if now["sha256"] != then["sha256"]:
+        if now["sha256"] != then["sha256"]:  # of the Hub, or changed this very moment
             raise DataFault(f"{now['path']} is no longer what {stage['name']} was trained on")
     return dataset.split(rows, settings["val_set_size"], settings["seed"])
+
+
+def _check_files(stage: dict) -> None:
+    """Raises DataFault when a data file is gone or no longer what the stage was trained on; the Hub is not asked."""
+    for origin in stage["run"]["data"]:
+        path = Path(origin["path"])
+        if path.is_absolute() and not path.is_file():
+            raise DataFault(f"{path} is gone")
+        if path.is_absolute() and sha256_file(path) != origin["sha256"]:
+            raise DataFault(f"{path} is no longer what {stage['name']} was trained on")
+
+
+def check_limit(stages: list[dict], limit: float) -> None:
+    """Raises DataFault where it is plain at the start that --max_forget could not be held to at the end: what the
+    earlier stages were is not known, they held no rows out, or their files are gone or changed."""
+    if limit == float("inf"):
+        return
+    if not stages:
+        raise DataFault("--max_forget: what the earlier stages learned is not known (the starting adapter has no run)")
+    for stage in stages:
+        if (stage["run"].get("losses") or {}).get("best") is None:
+            raise DataFault(f"--max_forget: {stage['name']} held no rows out to measure it on")
+        try:
+            _check_files(stage)
+        except DataFault as fault:
+            raise DataFault(f"--max_forget: {stage['name']} cannot be measured: {fault}") from None
 
 
 def replayed(stages: list[dict], share: float, own: int, seed: int) -> tuple[list[Dataset], list[dict]]:
@@ -65,20 +91,25 @@ def measure(stages: list[dict], mean_loss: Callable, tokenizer) -> list[dict]:
         try:
             if then is None:
                 raise DataFault("it held no rows out")
+            if change := record.changed_template(stage["run"]):
+                raise DataFault(f"it was trained with other texts: {change}")
             settings = stage["run"]["settings"]
             prompter = Prompter(settings["prompt_template_name"])
             rows = _rows_of(stage)[1]
             learned = settings["train_on_inputs"], settings.get("last_turn_only", False)
             encoded, _ = dataset.encode(rows, tokenizer, prompter, settings["cutoff_len"], *learned)
             results.append({"stage": stage["name"], "loss": mean_loss(encoded, stage["name"]), "then": then})
-        except DataFault as fault:
+        except (DataFault, EnvironmentFault) as fault:
             record.warn(f"what {stage['name']} has forgotten is not measured: {fault}")
             results.append({"stage": stage["name"], "why": str(fault)})
     return results
 
 
 def refuse(held_out: list[dict], limit: float) -> None:
-    """Raises ModelFault naming the stages whose loss has risen by more than limit since they ended."""
+    """Raises ModelFault naming the stages whose loss has risen by more than limit since they ended, or DataFault one
+    that could not be measured although there is a limit."""
+    if limit != float("inf") and (unknown := [item for item in held_out if "why" in item]):
+        raise DataFault(f"--max_forget: {unknown[0]['stage']} cannot be measured: {unknown[0]['why']}")
     lost = [item for item in held_out if "loss" in item and item["loss"] - item["then"] > limit]
     if lost:
         rises = ", ".join(f"{item['stage']} {item['then']:.3f} -> {item['loss']:.3f}" for item in lost)
