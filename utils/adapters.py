@@ -81,7 +81,7 @@ def inherit(flags: dict, given: frozenset[str], parent: dict | None) -> dict:
     config = read_config(Path(parent["path"]))
     if others := not_plain(config):
         raise ModelFault(
-            f"--resume_from_checkpoint: {parent['path']}: {', '.join(others)}: only plain LoRA is trained on"
+            f"--resume_from_checkpoint: {parent['path']}: {', '.join(others)}: plain LoRA only is trained on"
         )
     theirs = {
         "lora_r": config.get("r"),
@@ -95,12 +95,17 @@ def inherit(flags: dict, given: frozenset[str], parent: dict | None) -> dict:
         if value is None or value == ours:
             continue
         if name in given:
-            raise ArgumentFault(f"--{name}: {flags[name]} is not what {parent['path']} was trained with ({value})")
-        print(f"--{name} {value} inherited from {parent['path']}")
+            given_here, theirs_here = map(_as_flag, (flags[name], value))
+            raise ArgumentFault(f"--{name}: {given_here} is not what {parent['path']} was trained with ({theirs_here})")
+        print(f"--{name} {_as_flag(value)} inherited from {parent['path']}")
         result[name] = value
     if "lora_dropout" in given and config.get("lora_dropout") not in (None, flags["lora_dropout"]):
         print(f"--lora_dropout {flags['lora_dropout']} overrides the parent's {config['lora_dropout']}")
     return result
+
+
+def _as_flag(value: object) -> str:
+    return f"[{','.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
 def check_parent(parent: dict | None, base: dict, model: PeftModel, force_base: bool) -> None:
@@ -117,7 +122,10 @@ def check_parent(parent: dict | None, base: dict, model: PeftModel, force_base: 
             raise ModelFault(f"{problem} (--force_base if you know better)")
         record.warn(problem)
     source = adapter_file(folder)
-    check_weights(read_weights(source), model, source)
+    weights = read_weights(source)
+    check_weights(weights, model, source)
+    if not _has_learned(weights):
+        raise ModelFault(f"{source}: every lora_B is zero, it has learned nothing")
     if problem := _changed(folder):
         raise ModelFault(f"--resume_from_checkpoint: {problem}")
 
@@ -237,5 +245,9 @@ def _prove(path: Path, model: PeftModel) -> None:
     held = get_peft_model_state_dict(model)
     if changed := [name for name, tensor in weights.items() if not torch.equal(tensor, held[name].cpu())]:
         raise ModelFault(f"{path}: {changed[0]} was not written as it is")
-    if not any(tensor.any() for name, tensor in weights.items() if "lora_B" in name):
-        raise ModelFault(f"{path}: every lora_B is zero, nothing was learned")
+    if not _has_learned(weights):
+        raise ModelFault(f"{path.parent.parent}: every lora_B is zero, nothing was learned")
+
+
+def _has_learned(weights: Weights) -> bool:
+    return any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)

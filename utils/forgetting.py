@@ -39,33 +39,46 @@ def _check_files(stage: dict) -> None:
             raise DataFault(f"{path} is no longer what {stage['name']} was trained on")
 
 
-def check_limit(stages: list[dict], limit: float) -> None:
-    """Raises DataFault where it is plain at the start that --max_forget could not be held to at the end: what the
-    earlier stages were is not known, they held no rows out, or their files are gone or changed."""
-    if limit == float("inf"):
+def _why_no_loss(stage: dict) -> str:
+    """Of a stage without a loss that it ended with."""
+    finished = stage["run"].get("status") == "complete"
+    return "it held no rows out" if finished else "it has not ended, and has no loss to compare with"
+
+
+def check(stages: list[dict], parent: dict | None, flags: dict) -> None:
+    """Raises DataFault where it is plain at the start that --replay or --max_forget cannot be held to: what the earlier
+    stages were is not known, or they held no rows out, or their files are gone or changed.
+
+    stages: record.lineage(parent); flags: finetune.py's. A beginning of which nothing was ever known is a warning.
+    """
+    done = (record.read(Path(flags["output_dir"])) or {}).get("status") == "complete" and not flags["overwrite"]
+    is_limited = flags["max_forget"] < float("inf")
+    asked = "--replay" if flags["replay"] else "--max_forget" if is_limited else None
+    before = stages[0]["run"].get("parent") if stages else parent
+    if done or parent is None:
         return
-    if not stages:
-        raise DataFault("--max_forget: what the earlier stages learned is not known (the starting adapter has no run)")
-    for stage in stages:
-        if (stage["run"].get("losses") or {}).get("best") is None:
-            raise DataFault(f"--max_forget: {stage['name']} held no rows out to measure it on")
+    if before is not None:
+        unknown = f"what {before['path']} has learned is not known: no {record.NAME} there tells"
+        if asked and (not stages or before.get("run_sha256")):
+            raise DataFault(f"{asked}: {unknown}")
+        record.warn(f"{unknown}, so it is neither replayed nor measured")
+    for stage in stages if asked else ():
         try:
+            if is_limited and (stage["run"].get("losses") or {}).get("best") is None:
+                raise DataFault(_why_no_loss(stage))
             _check_files(stage)
         except DataFault as fault:
-            raise DataFault(f"--max_forget: {stage['name']} cannot be measured: {fault}") from None
+            raise DataFault(f"{asked}: {stage['name']}: {fault}") from None
 
 
 def replayed(stages: list[dict], share: float, own: int, seed: int) -> tuple[list[Dataset], list[dict]]:
     """Rows of the earlier stages' training sets, share * own of them, drawn with the seed (a table, or none); and for
     run.json what was drawn: [{"stage", "rows", "of", "sha256"}].
 
-    Raises DataFault when the earlier stages or their data are unknown or gone: a replay that silently shrinks would
-    not be the one asked for.
+    Raises DataFault when their data is gone or changed: a replay that silently shrinks would not be the one asked for.
     """
     if not share:
         return [], []
-    if not stages:
-        raise DataFault("--replay: what the earlier stages learned from is not known (the starting adapter has no run)")
     tables = [_rows_of(stage)[0] for stage in stages]
     pool = dataset.join(*tables)
     chosen = random.Random(seed).sample(range(len(pool)), min(len(pool), round(share * own)))
@@ -90,7 +103,7 @@ def measure(stages: list[dict], mean_loss: Callable, tokenizer) -> list[dict]:
         then = (stage["run"].get("losses") or {}).get("best")
         try:
             if then is None:
-                raise DataFault("it held no rows out")
+                raise DataFault(_why_no_loss(stage))
             if change := record.changed_template(stage["run"]):
                 raise DataFault(f"it was trained with other texts: {change}")
             settings = stage["run"]["settings"]
@@ -109,7 +122,7 @@ def refuse(held_out: list[dict], limit: float) -> None:
     """Raises ModelFault naming the stages whose loss has risen by more than limit since they ended, or DataFault one
     that could not be measured although there is a limit."""
     if limit != float("inf") and (unknown := [item for item in held_out if "why" in item]):
-        raise DataFault(f"--max_forget: {unknown[0]['stage']} cannot be measured: {unknown[0]['why']}")
+        raise DataFault(f"--max_forget: {unknown[0]['stage']}: {unknown[0]['why']}")
     lost = [item for item in held_out if "loss" in item and item["loss"] - item["then"] > limit]
     if lost:
         rises = ", ".join(f"{item['stage']} {item['then']:.3f} -> {item['loss']:.3f}" for item in lost)

@@ -93,7 +93,8 @@ class Metrics(TrainerCallback):
         known = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch")
         line = {"step": state.global_step} | {key: logs[key] for key in known if key in logs}
         if not math.isfinite(logs.get("eval_loss", 0)):
-            raise ModelFault(f"the validation loss is {logs['eval_loss']} at step {state.global_step}: {ADVICE}")
+            advice = ADVICE if state.global_step else "the base model is broken, or overflows (--dtype float32)"
+            raise ModelFault(f"the validation loss is {logs['eval_loss']} at step {state.global_step}: {advice}")
         if "loss" in logs:
             self._refuse_spoiled(args, state.global_step, logs)
             line |= {

@@ -68,11 +68,18 @@ def unsupported(config: dict) -> list[str]:
 
 
 def not_plain(config: dict) -> list[str]:
-    """What it asks for beside one rank and one scale alpha / r on the layers of a list of names."""
+    """What it asks for beside one rank and one scale alpha / r, of whole numbers, on the layers of a list of names."""
     found = unsupported(config) + [key for key in MERGED_ONLY if config.get(key)]
-    if isinstance(config.get("target_modules"), str):
-        found.append(f"target_modules {config['target_modules']} (a pattern)")
+    numbers = {key: config[key] for key in ("r", "lora_alpha") if key in config}
+    found += [f"{key} {value}" for key, value in numbers.items() if not _is_whole(value)]
+    targets = config.get("target_modules") or []
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        found.append(f"target_modules {targets}")
     return found
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0 and value % 1 == 0
 
 
 def blocks(tensor: torch.Tensor) -> Iterator[slice]:
