@@ -68,9 +68,15 @@ TRAINING = [
     ("--base_model=adapter/typo", "--base_model: adapter/typo does not exist"),
     ("--replay=0.1", "--replay: there are no earlier stages without --resume_from_checkpoint"),
     ("--max_forget=0.3", "--max_forget: there are no earlier stages without --resume_from_checkpoint"),
-    ("--overwrite --output_dir=.", "--overwrite: would move --base_model (base) away with --output_dir; --overwrite: "),
+    (
+        "--overwrite --output_dir=.",
+        "--overwrite: would move --base_model (base), --data_path (rows.json), the current folder (.) away",
+    ),
     ("--overwrite --output_dir=base", "--output_dir: base is also --base_model"),
-    ("--overwrite --output_dir=..", "--overwrite: would move the current folder (.) away with --output_dir"),
+    (
+        "--overwrite --output_dir=..",
+        "--overwrite: would move --base_model (base), --data_path (rows.json), the current folder (.) away",
+    ),
     ("--max_forget=-0.1", "--max_forget: -0.1 is not 0 or above"),
     ("--max_forget=nan", "--max_forget: nan is not 0 or above"),
     ("--seed=-1", "--seed: -1 is not between 0 and 4294967295"),

@@ -244,11 +244,12 @@ def _output(flags: Mapping[str, object], *inputs: str) -> list[str]:
 def _moved_with(output: Path, flags: Mapping[str, object], *inputs: str) -> list[str]:
     """What --overwrite would move away together with the old output, and the run still needs."""
     named = [(f"--{name}", path) for name in inputs for path in data_names(flags[name] or "")]
-    return [
-        f"--overwrite: would move {what} ({path}) away with --output_dir"
+    inside = [
+        f"{what} ({path})"
         for what, path in [*named, ("the current folder", ".")]
         if path and os.path.exists(path) and Path(path).resolve().is_relative_to(output)
     ]
+    return [f"--overwrite: would move {', '.join(inside)} away with --output_dir"] if inside else []
 
 
 def _page(flags: Mapping[str, object]) -> list[str]:
