@@ -69,7 +69,8 @@ def _plain(value: object) -> object:
 def begin(output_dir: str, run: dict, rows: dict) -> None:
     """Write the record of a run that starts, or goes on (then with its first start's time).
 
-    A changed micro batch is announced and recorded: the same rows make a step, but float sums round otherwise.
+    A changed micro batch is announced and recorded: the same rows make a step, but float sums round otherwise. Other
+    versions of the libraries are announced.
     """
     folder = Path(output_dir)
     before = read(folder) or run
@@ -78,6 +79,12 @@ def begin(output_dir: str, run: dict, rows: dict) -> None:
     if used[-1] != micro:
         warn(f"--micro_batch_size {used[-1]} -> {micro}: the run goes on, but its bytes will differ")
         used = [*used, micro]
+    libraries = before.get("versions") or {}
+    other = [
+        f"{name} {libraries.get(name)} -> {now}" for name, now in run["versions"].items() if libraries.get(name) != now
+    ]
+    if other and libraries:
+        warn(f"{', '.join(other)}: the run goes on, but its bytes may differ")
     run |= {"rows": rows, "started": before["started"], "micro_batch_sizes": used}
     write_json(folder / NAME, run)
 
