@@ -137,7 +137,7 @@ class Bar(ProgressCallback):
         """The line in a log."""
         if self.training_bar is not None and self.training_bar.disable:
             speed = f"tokens_per_s={self._speed():.0f}"
-            losses = [f"{key}={value}" for key, value in self.losses.items()]
+            losses = [f"{key}={self.losses[key]}" for key in ("loss", "eval_loss") if key in self.losses]
             print(f"step {state.global_step} of {state.max_steps}:", ", ".join([*losses, speed]), flush=True)
 
     def _speed(self) -> float:
