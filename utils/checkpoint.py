@@ -137,7 +137,7 @@ def newest_checkpoint(output: Path) -> Path | None:
     """
     reasons = []
     for folder in numbered(output):
-        problem = checkpoint_problem(folder)
+        problem = checkpoint_problem(folder) or _step_problem(folder)
         if problem is None:
             return folder
         kept = _move_aside_corrupt(folder)
@@ -179,6 +179,12 @@ def checkpoint_problem(folder: Path) -> str | None:
     if extra:
         return f"{sorted(extra)[0]} does not belong to it"
     return None if manifest == json_text({"files": expected}) else f"{MANIFEST} is not what was written"
+
+
+def _step_problem(folder: Path) -> str | None:
+    """Why a whole checkpoint is not the one of its name: a copy of another would be taken again and again."""
+    step = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    return None if folder.name == f"checkpoint-{step}" else f"it is that of step {step}"
 
 
 def save(output: Path, step: int, write: Callable[[Path], None]) -> None:
