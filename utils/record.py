@@ -53,17 +53,14 @@ def describe(kind: str, settings: dict, base: dict, parent: dict | None, data: l
         "parent": parent,
         "data": data,
         "template": {"name": prompter.name, "sha256": prompter.sha256},
-        "settings": {key: _plain(value) for key, value in settings.items()},
+        "settings": {  # JSON has no infinity, which here is the default: no limit
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in settings.items()
+            if value != float("inf")
+        },
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES},
         "started": now(),
     }
-
-
-def _plain(value: object) -> object:
-    """As JSON writes it: it has no infinity, which here is no limit."""
-    if isinstance(value, tuple):
-        return list(value)
-    return None if value == float("inf") else value
 
 
 def begin(output_dir: str, run: dict, rows: dict) -> None:
