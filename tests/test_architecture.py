@@ -52,7 +52,7 @@ TABLE = {
     "hooks": ("", "tqdm transformers"),
     "training": ("fast runtime batching adapters checkpoint hooks encode", "torch transformers safetensors tqdm"),
     "forgetting": ("dataset record prompter", "datasets"),
-    "fast": ("", "torch peft transformers"),
+    "fast": ("", "torch peft transformers liger_kernel"),
     "merge": ("record lora weights vocabulary proof", "torch tqdm"),
     "vocabulary": ("weights", "sentencepiece"),
     "proof": ("lora weights encode prompter", "torch"),
