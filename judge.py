@@ -51,7 +51,8 @@ def ask(
     with Journal(output_dir) as journal:
         endpoint = asking.Endpoint(base_url, model, temperature, timeout)
         unjudged = asking.ask_missing(calls, endpoint, journal, concurrency)
-        print(f"{journal.path}: {len(calls) - len(unjudged)} of {len(calls)} verdicts")
+        spent = asking.tokens_spent(journal, model)
+        print(f"{journal.path}: {len(calls) - len(unjudged)} of {len(calls)} verdicts, {spent:,} tokens")
     if unjudged:
         left = f"{len(unjudged)} of {len(calls)} stay unjudged: {judging.listed(unjudged)}"
         raise UnjudgedFault(f"{left}; run this again")

@@ -68,7 +68,7 @@ def test_every_call_is_asked_once_and_a_rerun_asks_nothing(tmp_path, capsys):
         assert "12 of 12 verdicts" in capsys.readouterr().out
         assert outcome(flags, server) is None
         assert len(server.asked) == 12
-    assert "tokens=1,440" in capsys.readouterr().err  # what was spent before counts too
+    assert "12 of 12 verdicts, 1,440 tokens" in capsys.readouterr().out  # what was spent before counts too
 
 
 def test_a_rerun_asks_only_what_is_missing(tmp_path):
