@@ -76,7 +76,8 @@ def ask_missing(calls: Sequence[Call], endpoint: Endpoint, journal: Journal, con
     done = {key_of(line) for line in own if parse(line, known[key_of(line)]).scores}
     missing = [call for call in calls if call.key not in done]
     with tqdm(total=len(calls), initial=len(calls) - len(missing), desc="judging", unit="call", disable=None) as bar:
-        return asyncio.run(_ask_all(missing, endpoint, journal, concurrency, bar, tokens_spent(journal, endpoint.model)))
+        spent = tokens_spent(journal, endpoint.model)
+        return asyncio.run(_ask_all(missing, endpoint, journal, concurrency, bar, spent))
 
 
 def tokens_spent(journal: Journal, judge: str) -> int:
