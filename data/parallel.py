@@ -16,6 +16,7 @@ from typing import NamedTuple
 from utils.errors import EnvironmentFault
 
 PART = 1 << 21  # bytes of a task
+_STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 BLOCK = 1 << 17  # bytes worked on at a time: they stay in the cache
 
 
@@ -88,9 +89,11 @@ def in_turn(function: Callable, tasks: Iterable) -> Iterator[tuple]:
 def _worker(function: Callable) -> Iterator[Connection]:
     here, there = Pipe()
     process = Process(target=_work, args=(function, here, there), daemon=True)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # what a handler raises within a fork is lost
     process.start()
     there.close()
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         yield here
     finally:
         here.close()  # its end: what the worker waits for, and what stops it in the middle of an answer
@@ -99,6 +102,9 @@ def _worker(function: Callable) -> Iterator[Connection]:
 
 def _work(function: Callable, here: Connection, there: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one says so
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     here.close()
     with contextlib.suppress(EOFError, OSError):
         while True:
