@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import data.parallel as parallel
+import data.parts as parts
 from data.belle import split as belle
 from data.firefly import split as firefly
 from utils.errors import DataFault, Fault
@@ -67,9 +67,9 @@ def test_firefly_in_many_parts_on_all_cores(tmp_path, monkeypatch):
     content = "".join(
         json.dumps(dict(zip(("kind", "input", "target"), task)), ensure_ascii=False) + "\n" for task in tasks
     )
-    monkeypatch.setattr(parallel, "BLOCK", 300)
+    monkeypatch.setattr(parts, "BLOCK", 300)
     for part in (1000, 20_000):
-        monkeypatch.setattr(parallel, "PART", part)
+        monkeypatch.setattr(parts, "PART", part)
         monkeypatch.setattr(firefly, "PART", part)
         assert convert(firefly, content.encode(), tmp_path) == pieces_of(tasks)
         with pytest.raises(DataFault, match=r"raw.jsonl:601: "):

@@ -35,8 +35,8 @@ from data.converting import (
     row_or_drop,
     texts,
 )
-from data.parallel import PART, Part, cut_at_lines, in_order, in_turn, read_blocks
-from utils import cli
+from data.parts import PART, Part, cut_at_lines, read_blocks
+from utils import cli, parallel
 from utils.errors import DataFault
 from utils.strict_json import line_values
 
@@ -98,13 +98,13 @@ def _texts(where: str, value: object) -> list[str]:
 def _fill_from_lines(source: Path, arrays: dict[str, Array]) -> Tally:
     digest, counts, dropped = hashlib.sha256(), {}, []
     size = source.stat().st_size
-    run = in_order if size > PART else in_turn
+    processes = min(4, parallel.cores()) if size > PART else 1
     with tqdm(desc=source.name, total=2 * size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
-        for part, count in run(partial(_count, source), cut_at_lines(source, digest.update)):
+        for part, count in parallel.in_order(partial(_count, source), cut_at_lines(source, digest.update), processes):
             counts[part] = count
             bar.update(part.length)
         sizes = sum(counts.values(), Counter())
-        for (part, _), (pieces, left) in run(partial(_cut, source, sizes), _with_placed(counts)):
+        for part, pieces, left in parallel.in_order(partial(_cut, source, sizes), _with_placed(counts), processes):
             for name, (rows, lines) in pieces.items():
                 arrays[name].add_lines(lines, rows)
             dropped.extend(left)
@@ -120,19 +120,19 @@ def _with_placed(counts: dict[Part, Counter]) -> Iterator[tuple[Part, dict[str, 
         placed.update(count)
 
 
-def _count(source: Path, part: Part) -> Counter[str]:
-    """Rows a kind. Whether all else is right is found when they are cut."""
+def _count(source: Path, part: Part) -> tuple[Part, Counter[str]]:
+    """The part and its rows a kind. Whether all else is right is found when they are cut."""
     counts: Counter[str] = Counter()
     for first_line, data in read_blocks(source, part):
         try:
             counts.update([row.kind for row in _KINDS(data)])
         except _REFUSED:
             counts.update(_texts(where, value)[0] for where, value in _strict_rows(source, first_line, data))
-    return counts
+    return part, counts
 
 
-def _cut(source: Path, sizes: Counter, task: tuple[Part, dict]) -> tuple[dict[str, tuple[int, bytes]], list[dict]]:
-    """The part's rows for each output file, (how many, their lines), and what was dropped."""
+def _cut(source: Path, sizes: Counter, task: tuple[Part, dict]) -> tuple[Part, dict, list[dict]]:
+    """The part, its rows for each output file, {name: (how many, their lines)}, and what was dropped."""
     part, placed = task
     places = {kind: _places(sizes[kind], count) for kind, count in placed.items()}
     pieces, dropped = {name: [] for name in FILES}, []
@@ -142,7 +142,7 @@ def _cut(source: Path, sizes: Counter, task: tuple[Part, dict]) -> tuple[dict[st
                 dropped.append({"line": line, "reason": row.reason})
             else:
                 pieces[name].append(row)
-    return {name: (len(rows), b",\n".join(rows)) for name, rows in pieces.items() if rows}, dropped
+    return part, {name: (len(rows), b",\n".join(rows)) for name, rows in pieces.items() if rows}, dropped
 
 
 def _read(source: Path, part: Part) -> Iterator[tuple[int, list[str], list[bytes | Dropped]]]:
