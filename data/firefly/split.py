@@ -183,16 +183,15 @@ class _Line(_Kind, gc=False, forbid_unknown_fields=True):
 _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _KINDS = msgspec.json.Decoder(_Kind).decode_lines
 _LINES = msgspec.json.Decoder(_Line).decode_lines
-_TEXT = msgspec.json.Decoder(str).decode
 _TO_JSON = msgspec.json.Encoder().encode
 _NEEDLESS = re.compile(rb"\\[u/]").search  # "\u4e0b", "\/": read, and written as other characters are
-_ROOM = len('{"kind":"","input":,"target":}') + 8  # with some blanks; a second key takes 9 or more: "kind":0,
-_PLAIN = frozenset(b'"' + bytes([byte]) for byte in set(range(256)) - set(b'"\\ \xc2\xe1\xe2\xe3'))
-# how a text begins that is not blank for certain: not with its end, an escape, a blank or the first byte of one
-
-
+_BLANKS = rb'(?:\\.|\xc2.|\xe1..|\xe2..|\xe3\x80\x80| )*+"'  # to the end of a text that may be of blanks alone
+_FILLED = re.compile(b'"(?!' + _BLANKS + b")").match
+_FORMS = (  # of a line, as json.dumps writes it
+    (b'{"kind": "', b'", "input": ', b', "target": ', b"}\n"),
+    (b'{"kind":"', b'","input":', b',"target":', b"}\n"),
+)
 _ROW = (b'{"instruction": ', b', "input": "", "output": ', b"}")
-_ROW_BYTES = sum(map(len, _ROW))
 
 
 def _row(instruction: bytes | msgspec.Raw, output: bytes | msgspec.Raw) -> bytes:
@@ -202,33 +201,24 @@ def _row(instruction: bytes | msgspec.Raw, output: bytes | msgspec.Raw) -> bytes
 def _quick(data: bytes) -> tuple[list[str], list[bytes]] | None:
     """The kinds and the output rows of the lines of `data`, the texts as they stand there.
 
-    None unless it is certain that the strict reader would say the same: UTF-8, a row on each line, input and target
-    texts, not blank and without needless escapes (msgspec refuses wrong escapes, half characters and control
-    characters), and around them no room for a key that stands twice.
+    None unless it is certain that the strict reader would say the same: UTF-8, every line byte for byte as json.dumps
+    writes a row, input and target texts, not blank and without needless escapes (msgspec refuses wrong escapes, half
+    characters and control characters).
     """
-    lines = data.removesuffix(b"\n").split(b"\n")
+    opening, asked, answered, closing = _FORMS[data.startswith(_FORMS[1][0])]
     try:
         data.decode()
         found = _LINES(data)
     except _REFUSED:
         return None
-    if len(found) != len(lines) or not all(line.endswith(b"}") for line in lines) or _NEEDLESS(data):
+    kinds = [row.kind for row in found]
+    names = {kind: opening + kind.encode() + asked for kind in set(kinds)}
+    lines = b"".join([b"".join((names[row.kind], row.input, answered, row.target, closing)) for row in found])
+    if lines.removesuffix(b"\n") != data.removesuffix(b"\n") or _NEEDLESS(data):
         return None
-    kinds, rows = [row.kind for row in found], [_row(row.input, row.target) for row in found]
-    sizes = map(int.__sub__, map(len, lines), map(len, rows))
-    room = max(map(int.__sub__, sizes, map(len, map(str.encode, kinds)))) + _ROW_BYTES
-    start, between = len(_ROW[0]), len(_ROW[0]) + len(_ROW[1])
-    if room > _ROOM:
+    if not all(map(_FILLED, [text for row in found for text in (row.input, row.target)])):
         return None
-    for row, one in zip(rows, found):
-        at = between + len(one.input)
-        if not ((row[start : start + 2] in _PLAIN and row[at : at + 2] in _PLAIN) or _is_filled(one)):
-            return None
-    return kinds, rows
-
-
-def _is_filled(row: _Line) -> bool:
-    return all(bytes(value)[:1] == b'"' and _TEXT(value).strip() for value in (row.input, row.target))
+    return kinds, [_row(row.input, row.target) for row in found]
 
 
 if __name__ == "__main__":
