@@ -35,16 +35,22 @@ def cut_at_lines(path: Path, see: Callable[[bytes], None]) -> Iterator[Part]:
         yield Part(start, length, line)
 
 
-def read_blocks(path: Path, part: Part) -> Iterator[tuple[int, bytes]]:
-    """(number of the first line, whole lines) of a part, about BLOCK bytes at a time."""
-    line, rest, left = part.line, [], part.length
+def read_blocks(path: Path, part: Part) -> Iterator[bytes]:
+    """Whole lines of a part, about BLOCK bytes at a time."""
+    rest, left = [], part.length
     with open(path, "rb", buffering=0) as file:
         file.seek(part.start)
         while left and (block := file.read(min(BLOCK, left))):
             left -= len(block)
             end = block.rfind(b"\n") + 1 if left else len(block)
             if end:
-                lines = b"".join((*rest, block[:end]))
-                yield line, lines
-                line, rest = line + lines.count(b"\n"), []
+                yield b"".join((*rest, block[:end]))
+                rest = []
             rest.append(block[end:])
+
+
+def line_at(path: Path, part: Part, bytes_before: int) -> int:
+    """The number of the line that begins so many bytes behind the start of a part."""
+    with open(path, "rb") as file:
+        file.seek(part.start)
+        return part.line + file.read(bytes_before).count(b"\n")

@@ -35,7 +35,7 @@ from data.converting import (
     row_or_drop,
     texts,
 )
-from data.parts import PART, Part, cut_at_lines, read_blocks
+from data.parts import PART, Part, cut_at_lines, line_at, read_blocks
 from utils import cli, parallel
 from utils.errors import DataFault
 from utils.strict_json import line_values
@@ -123,11 +123,14 @@ def _with_placed(counts: dict[Part, Counter]) -> Iterator[tuple[Part, dict[str, 
 def _count(source: Path, part: Part) -> tuple[Part, Counter[str]]:
     """The part and its rows a kind. Whether all else is right is found when they are cut."""
     counts: Counter[str] = Counter()
-    for first_line, data in read_blocks(source, part):
+    done = 0
+    for data in read_blocks(source, part):
         try:
             counts.update([row.kind for row in _KINDS(data)])
         except _REFUSED:
-            counts.update(_texts(where, value)[0] for where, value in _strict_rows(source, first_line, data))
+            values = _strict_rows(source, line_at(source, part, done), data)
+            counts.update(_texts(where, value)[0] for where, value in values)
+        done += len(data)
     return part, counts
 
 
@@ -147,12 +150,16 @@ def _cut(source: Path, sizes: Counter, task: tuple[Part, dict]) -> tuple[Part, d
 
 def _read(source: Path, part: Part) -> Iterator[tuple[int, list[str], list[bytes | Dropped]]]:
     """(line, kinds, output rows) of a part. What the quick way leaves open is for the strict reader to say."""
-    for first_line, data in read_blocks(source, part):
+    number = part.line
+    for data in read_blocks(source, part):
         if found := _quick(data):
-            yield first_line, *found
+            yield number, *found
+            number += len(found[0])
             continue
-        for number, line in enumerate(data.split(b"\n"), first_line):
-            yield number, *(_quick(line) or _strict(source, number, line))
+        lines = data.split(b"\n")
+        for at, line in enumerate(lines, number):
+            yield at, *(_quick(line) or _strict(source, at, line))
+        number += len(lines) - 1
 
 
 def _strict(source: Path, number: int, line: bytes) -> tuple[list[str], list[bytes | Dropped]]:
