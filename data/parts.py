@@ -3,9 +3,11 @@
 Not a command: data/firefly/split.py uses it, whose file is the one that is worth it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from utils import parallel
 
 PART = 1 << 21  # bytes of a task
 BLOCK = 1 << 17  # bytes worked on at a time: they stay in the cache
@@ -54,3 +56,8 @@ def line_at(path: Path, part: Part, bytes_before: int) -> int:
     with open(path, "rb") as file:
         file.seek(part.start)
         return part.line + file.read(bytes_before).count(b"\n")
+
+
+def over_parts(function: Callable, tasks: Iterable, size: int) -> Iterator:
+    """function(task) of every task, in order, by up to four processes; of a file of one part by this one."""
+    return parallel.in_order(function, tasks, min(4, parallel.cores()) if size > PART else 1)

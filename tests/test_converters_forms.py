@@ -70,7 +70,6 @@ def test_firefly_in_many_parts_on_all_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "BLOCK", 300)
     for part in (1000, 20_000):
         monkeypatch.setattr(parts, "PART", part)
-        monkeypatch.setattr(firefly, "PART", part)
         assert convert(firefly, content.encode(), tmp_path) == pieces_of(tasks)
         with pytest.raises(DataFault, match=r"raw.jsonl:601: "):
             lines = content.encode().split(b"\n")

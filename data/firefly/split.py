@@ -35,8 +35,8 @@ from data.converting import (
     row_or_drop,
     texts,
 )
-from data.parts import PART, Part, cut_at_lines, line_at, read_blocks
-from utils import cli, parallel
+from data.parts import Part, cut_at_lines, line_at, over_parts, read_blocks
+from utils import cli
 from utils.errors import DataFault
 from utils.strict_json import line_values
 
@@ -98,13 +98,12 @@ def _texts(where: str, value: object) -> list[str]:
 def _fill_from_lines(source: Path, arrays: dict[str, Array]) -> Tally:
     digest, counts, dropped = hashlib.sha256(), {}, []
     size = source.stat().st_size
-    processes = min(4, parallel.cores()) if size > PART else 1
     with tqdm(desc=source.name, total=2 * size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
-        for part, count in parallel.in_order(partial(_count, source), cut_at_lines(source, digest.update), processes):
+        for part, count in over_parts(partial(_count, source), cut_at_lines(source, digest.update), size):
             counts[part] = count
             bar.update(part.length)
         sizes = sum(counts.values(), Counter())
-        for part, pieces, left in parallel.in_order(partial(_cut, source, sizes), _with_placed(counts), processes):
+        for part, pieces, left in over_parts(partial(_cut, source, sizes), _with_placed(counts), size):
             for name, (rows, lines) in pieces.items():
                 arrays[name].add_lines(lines, rows)
             dropped.extend(left)
