@@ -3,6 +3,7 @@
 Not a command: data/COIG/split.py uses it for the counterfactual chats.
 """
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -23,19 +24,32 @@ def read_members(source: Path) -> Iterator[Raw]:
         refuse_other_forms(source, file.read(4096))
     empty = True
     try:
-        with tarfile.open(source, "r|gz") as archive:
+        with gzip.open(source) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
                 where = f"{source}:{member.name}"
                 if member.isdir() or not _is_chat(member, where):
                     continue
                 empty = False
                 yield Raw(where, {"member": member.name}, _only_object(where, archive.extractfile(member).read()))
+            _check_end(source, archive, stream)
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk's own, e.g. no permission
             raise
         raise DataFault(f"{source}: not a whole .tar.gz archive: {error}") from None
     if empty:
         raise DataFault(f"{source}: the archive holds no .json file")
+
+
+def _check_end(source: Path, archive: tarfile.TarFile, stream: gzip.GzipFile) -> None:
+    """Raises DataFault where the archive stops before its end. tarfile takes a cut or damaged header for the end."""
+    stream.seek(archive.offset)
+    damaged = True
+    while block := stream.read(1 << 20):  # to the end, where gzip's checksum stands
+        damaged = bool(block.strip(b"\0"))
+        if damaged:
+            break
+    if damaged:
+        raise DataFault(f"{source}: not a whole .tar.gz archive: cut or damaged at byte {archive.offset} of the .tar")
 
 
 def _is_chat(member: tarfile.TarInfo, where: str) -> bool:

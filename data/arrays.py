@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from utils.errors import ArgumentFault
+from utils.errors import ArgumentFault, EnvironmentFault
 from utils.files import write_json
 
 
@@ -21,6 +21,8 @@ def make_folder(output_dir: str, sources: Sequence[Path], names: Iterable[str]) 
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ArgumentFault(f"--output_dir {output_dir}: is a file or lies in one, must be a folder") from None
+    except FileNotFoundError as error:  # e.g. in /proc
+        raise EnvironmentFault(f"--output_dir {output_dir}: {error.filename} cannot be made") from None
     outputs = {(folder / name).resolve() for name in (*names, "report.json")}
     for source in sources:
         if source.resolve() in outputs:

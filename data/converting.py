@@ -3,6 +3,8 @@
 Not a command: run a converter, e.g. python data/firefly/split.py --input raw/firefly --output_dir data/firefly
 """
 
+import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -71,7 +73,7 @@ def find_sources(input: str, output_dir: str, names: Sequence[str]) -> list[Path
     path = Path(input)
     if not path.exists():
         raise ArgumentFault(f"--input {input}: does not exist")
-    if not path.is_dir():
+    if path.is_file():
         return [path]
     sources = [found for name in names for found in sorted(path.glob(name)) if found.is_file()]
     if not sources:
@@ -166,6 +168,8 @@ def convert(set_name: str, sources: Sequence[Path], output_dir: str, names: Sequ
 
     The arrays appear together, by rename, once every row is written; after a fault the earlier ones are as they were.
     """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     folder = make_folder(output_dir, sources, names)
     others = other_entries(folder / "report.json", set_name, names)
     before = [_state(source) for source in sources]
@@ -183,6 +187,11 @@ def convert(set_name: str, sources: Sequence[Path], output_dir: str, names: Sequ
     entry |= {"dropped": tally.dropped, "shortened": tally.shortened}
     write_report(folder / "report.json", set_name, [*others, entry])
     _print_counts(", ".join(hashes), folder, rows_out, tally)
+
+
+def _stop(number: int, frame: object) -> None:
+    print(f"{Path(sys.argv[0]).name}: ended by signal {number}", file=sys.stderr)
+    sys.exit(128 + number)  # an exception: the temporary files are taken away
 
 
 def _name(source: Path, sources: Sequence[Path]) -> str:

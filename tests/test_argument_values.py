@@ -36,6 +36,7 @@ TRAINING = [
     ("--data_path=none.json", "--data_path: none.json does not exist"),
     ("--data_path=a/none.jsonl", "--data_path: a/none.jsonl does not exist"),
     ("--data_path=plain.txt", "--data_path: plain.txt is neither a .json nor a .jsonl file"),
+    ("--data_path=folder.json", "--data_path: folder.json is neither a .json nor a .jsonl file"),
     ("--data_path=base", "--data_path: base is neither a .json nor a .jsonl file"),
     ("--resume_from_checkpoint=../none", "--resume_from_checkpoint: ../none does not exist"),
     ("--resume_from_checkpoint=out", "--resume_from_checkpoint: out does not exist"),
@@ -132,6 +133,7 @@ CASES = {"finetune.py": TRAINING, "generate.py": [*ANSWERING, *PAGE], "batch": B
 @pytest.mark.parametrize("kind, flags, message", [(kind, *case) for kind, cases in CASES.items() for case in cases])
 def test_a_value_that_cannot_be_is_refused_with_what_can(kind, flags, message, monkeypatch, capsys):
     Path("link").symlink_to("base")
+    Path("folder.json").mkdir()
     script = "generate.py" if kind == "batch" else kind
     line = refusal(script, command(kind, *flags.split(" ")), monkeypatch, capsys)
     assert message in line

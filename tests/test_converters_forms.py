@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import data.parallel as parallel
+import data.parts as parts
 from data.belle import split as belle
 from data.firefly import split as firefly
 from utils.errors import DataFault, Fault
@@ -67,10 +67,9 @@ def test_firefly_in_many_parts_on_all_cores(tmp_path, monkeypatch):
     content = "".join(
         json.dumps(dict(zip(("kind", "input", "target"), task)), ensure_ascii=False) + "\n" for task in tasks
     )
-    monkeypatch.setattr(parallel, "BLOCK", 300)
+    monkeypatch.setattr(parts, "BLOCK", 300)
     for part in (1000, 20_000):
-        monkeypatch.setattr(parallel, "PART", part)
-        monkeypatch.setattr(firefly, "PART", part)
+        monkeypatch.setattr(parts, "PART", part)
         assert convert(firefly, content.encode(), tmp_path) == pieces_of(tasks)
         with pytest.raises(DataFault, match=r"raw.jsonl:601: "):
             lines = content.encode().split(b"\n")
@@ -148,19 +147,24 @@ def test_the_quick_way_accepts_nothing_that_the_strict_one_refuses():
     draw = random.Random(2)
     taken = 0
     for number in range(20_000):
-        task = {
-            "kind": "A",
-            "input": draw.choice(["问", "\u3000", '"', "/"]),
-            "target": draw.choice(["答\n", " ", "x\u0085"]),
-        }
-        line = json.dumps(
-            task, ensure_ascii=draw.random() < 0.2, separators=draw.choice([(", ", ": "), (",", ":")])
-        ).encode()
-        line = mutated(draw, line) if number % 10 else line
-        found = firefly._quick(line) if firefly._is_utf8(line) else None
-        if found:
+        lines = []
+        for _ in range(draw.choice((1, 1, 3))):
+            task = {
+                "kind": "A",
+                "input": draw.choice(["问", "\u3000", '"', "/"]),
+                "target": draw.choice(["答\n", " ", "x\u0085"]),
+            }
+            separators = draw.choice([(", ", ": "), (",", ":")])
+            line = json.dumps(task, ensure_ascii=draw.random() < 0.2, separators=separators).encode()
+            lines.append(mutated(draw, line) if number % 10 and draw.random() < 0.7 else line)
+        block = b"\n".join(lines)
+        if draw.random() < 0.2:
+            place = draw.randrange(len(block) + 1)
+            block = block[:place] + draw.choice((b"\n", b"\n}", b"}\n")) + block[place:]
+        if found := firefly._quick(block):
             taken += 1
-            assert (found[0], json.loads(found[1])) == strictly(line), line
+            rows = list(zip(found[0], map(json.loads, found[1]), strict=True))
+            assert rows == [strictly(line) for line in block.removesuffix(b"\n").split(b"\n")], block
     assert taken > 1000
 
 

@@ -5,8 +5,10 @@ python -m pytest tests/test_converters_outputs.py
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from test_converters import (
@@ -26,7 +28,7 @@ from test_converters import (
     run_psyqa,
 )
 
-from utils.errors import ArgumentFault, DataFault
+from utils.errors import ArgumentFault, DataFault, EnvironmentFault
 
 
 def test_a_fault_leaves_earlier_outputs_as_they_were(tmp_path, monkeypatch):
@@ -76,11 +78,13 @@ def test_an_input_that_changes_is_refused(tmp_path, monkeypatch):
 def test_wrong_arguments_name_the_flag(tmp_path):
     source = str(put(tmp_path, "PsyQA_full.json", lines(question("问", "述", "答"))))
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     cases = [
         (firefly, "", "", "--input is missing; --output_dir is missing"),
         (coig, source, "", "--output_dir is missing"),
         (psyqa, str(tmp_path / "none"), str(tmp_path / "out"), "--input .*none: does not exist"),
         (coig, str(tmp_path / "empty"), str(tmp_path / "out"), f"--input .*empty: .* {PART1} or .*{TRANSLATED}"),
+        (psyqa, str(tmp_path / "pipe"), str(tmp_path / "out"), "--input .*pipe: must be a raw file"),
         (psyqa, source, source, "--output_dir .*: is a file"),
         (psyqa, source, f"{source}/deeper", "--output_dir .*: is a file or lies in one"),
     ]
@@ -113,3 +117,23 @@ def test_as_a_command_from_elsewhere(tmp_path):
     assert (fine.returncode, fine.stderr) == (0, "")
     assert "1 rows in, 0 dropped" in fine.stdout
     assert len(list((tmp_path / "out").iterdir())) == 6
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    source = str(put(tmp_path, "PsyQA_full.json", lines(question("问", "述", "答"))))
+    with pytest.raises(EnvironmentFault, match=r"--output_dir /proc/none/x: .* cannot be made"):
+        psyqa.main(input=source, output_dir="/proc/none/x")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_takes_the_temporary_files_away(tmp_path, number):
+    source = put(tmp_path / "raw", "firefly-train-1.1M.jsonl", lines(*ROWS) * 200_000)
+    command = [sys.executable, str(ROOT / "data/firefly/split.py"), "--input", source, "--output_dir", tmp_path / "out"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not any(path.stat().st_size for path in (tmp_path / "out").glob(".*")):  # rows are being written
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.communicate()[1].splitlines()[-1] == f"split.py: ended by signal {int(number)}"
+    assert process.returncode == 128 + number
+    assert not list((tmp_path / "out").iterdir())

@@ -3,6 +3,7 @@
 python -m pytest tests/test_converters_sets.py
 """
 
+import gzip
 import io
 import json
 import tarfile
@@ -191,6 +192,29 @@ def test_coig_chat_refuses_what_is_no_whole_archive(tmp_path):
             coig.main(input=str(put(tmp_path, CHAT, content)), output_dir=str(tmp_path / "out"))
 
 
+def test_coig_chat_refuses_an_archive_that_stops_within(tmp_path):
+    """Where a header is cut or damaged, tarfile takes it for the end and says nothing of the chats behind it."""
+    source = archive(tmp_path, *[(f"{number}.json", chat((f"问{number}", "答"))) for number in range(40)])
+    packed, tar = source.read_bytes(), gzip.decompress(source.read_bytes())
+    damaged = bytearray(tar)
+    damaged[1024 * 20 + 3] ^= 1  # the name in the 21st header: its checksum is wrong
+    flipped = bytearray(packed)
+    flipped[len(packed) // 2] ^= 1
+    wrong_sum = packed[:-8] + bytes(4) + packed[-4:]
+    cuts = [packed[: len(packed) * share // 10] for share in (3, 5, 9)]
+    cut_tars = [gzip.compress(tar[: 1024 * 20 + more]) for more in (0, 100, 512, 700)]
+    for content in (*cuts, *cut_tars, gzip.compress(damaged), bytes(flipped), wrong_sum):
+        with pytest.raises(DataFault, match=rf"{CHAT}: not a whole .tar.gz archive"):
+            coig.main(input=str(put(tmp_path, CHAT, content)), output_dir=str(tmp_path / "out"))
+
+
+def test_coig_chat_ends_before_a_round_that_is_missing(tmp_path):
+    rounds = {f"round_{number}": {"response": dump({"Q": f"问{number}", "A": "答"})} for number in (0, 1, 3)}
+    outputs, entry = run(coig, archive(tmp_path, ("a.json", dump(rounds))), tmp_path / "out")
+    assert outputs["coig-chat"] == [["问1", "", "答", [["问0", "答"]]]]
+    assert entry["shortened"] == [{"member": "a.json", "reason": "round_2 is missing; the dialogue ends before it"}]
+
+
 # BELLE and Alpaca-GPT4
 
 
@@ -207,10 +231,10 @@ def test_belle_reads_both_forms_and_strips_nothing(tmp_path):
 
 
 def test_alpaca_gpt4_knows_the_words_for_no_input(tmp_path):
-    words = ["", "noinput", "Noinput", "No input", "No Input", "<noinput>", None, "No input is given", "No inputs"]
+    words = ["", "noinput", "Noinput", "No input", "No Input", None, "<noinput>", "no input", "No input is given"]
     rows = [{"instruction": f"i{number}", "input": word, "output": "o"} for number, word in enumerate(words)]
     outputs, _ = run(alpaca, put(tmp_path, "alpaca_gpt4_data.json", dump(rows)), tmp_path / "out")
-    assert [row[1] for row in outputs["alpaca-gpt4"]] == [*[""] * 7, "No input is given", "No inputs"]
+    assert [row[1] for row in outputs["alpaca-gpt4"]] == ["", *[""] * 5, "<noinput>", "no input", "No input is given"]
 
 
 # Couplets

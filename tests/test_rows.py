@@ -105,6 +105,7 @@ BROKEN = [
     (f"[\n{GOOD},\n".encode() + GOOD.encode("gbk") + b"]", ":3: not UTF-8 (byte 0xce), looks like GBK: iconv -f GBK"),
     (f"{GOOD}\n".encode() + b'{"instruction": "\xff"}', ":2: not UTF-8 (byte 0xff)"),
     ("[" * 100_000, "nested too deeply"),
+    ('{"instruction": "a", "output": "b", "c": ' + "9" * 5000 + "}", "value has 5000 digits"),
     ('{"instruction": "a", "output": "b", "history": [["x"]]}', ':1: a turn of "history" must be'),
     ('{"instruction": "a", "output": "b", "history": "x"}', ':1: "history" is a text'),
 ]
@@ -116,7 +117,7 @@ def test_what_is_broken_is_refused_with_its_place_and_exit_code_3(base, tmp_path
     path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     flags = {"base_model": base, "data_path": path, "output_dir": tmp_path / "out", "val_set_size": 0}
     refused = refusal(finetune.train, flags, capsys)
-    assert f".py: error: {path}" in refused and message in refused
+    assert f".py: error: {path}" in refused and message in refused and "sys." not in refused
     assert not (tmp_path / "out").exists()
 
 

@@ -206,11 +206,11 @@ def _shares(data_mix: tuple[str, ...], files: int) -> list[str]:
 def _data_name(name: str) -> list[str]:
     if not name:
         return ["--data_path: a name is missing beside a comma"]
-    if Path(name).suffix in (".json", ".jsonl"):
-        return [] if os.path.isfile(name) else [f"--data_path: {name} does not exist"]
+    is_named_so = Path(name).suffix in (".json", ".jsonl")
     if os.path.exists(name):
-        return [f"--data_path: {name} is neither a .json nor a .jsonl file"]
-    return [] if is_hub_name(name) else [f"--data_path: {name} does not exist"]
+        is_one = is_named_so and os.path.isfile(name)
+        return [] if is_one else [f"--data_path: {name} is neither a .json nor a .jsonl file"]
+    return [] if is_hub_name(name) and not is_named_so else [f"--data_path: {name} does not exist"]
 
 
 def _precision(flags: Mapping[str, object]) -> list[str]:

@@ -11,6 +11,8 @@ from multiprocessing.connection import Connection
 
 from utils.errors import EnvironmentFault
 
+_STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
 
 def cores() -> int:
     """The cores this process may use."""
@@ -45,9 +47,11 @@ def in_order(function: Callable, tasks: Iterable, processes: int) -> Iterator:
 def _worker(function: Callable) -> Iterator[Connection]:
     here, there = Pipe()
     process = Process(target=_work, args=(function, here, there), daemon=True)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # what a handler raises within a fork is lost
     process.start()
     there.close()
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         yield here
     finally:
         here.close()  # its end: what the worker waits for, and what stops it in the middle of an answer
@@ -56,6 +60,9 @@ def _worker(function: Callable) -> Iterator[Connection]:
 
 def _work(function: Callable, here: Connection, there: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one says so
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would fight for the cores of the other processes
     here.close()
     with contextlib.suppress(EOFError, OSError):

@@ -163,7 +163,7 @@ class _Window:
             except RecursionError:
                 raise self.fault(self.position, "nested too deeply") from None
             except ValueError as error:
-                raise self.fault(self.position, str(error)) from None
+                raise self.fault(self.position, str(error).partition("; use sys.")[0]) from None
             else:
                 if self.file is None or end <= len(self.text) - _SEAM:
                     break

@@ -120,8 +120,11 @@ def _chat(file: str, where: str, raw: dict) -> Iterator[Piece]:
     rounds = sorted((key for key in raw if re.fullmatch(r"round_\d{1,9}", key)), key=lambda key: int(key[6:]))
     turns: list[tuple[str, str]] = []
     end = ""
-    for key in rounds:
+    first = int(rounds[0][6:]) if rounds else 0
+    for number, key in enumerate(rounds, first):
         try:
+            if int(key[6:]) != number:
+                raise DataFault(f"round_{number} is missing")
             turns.append(_turn(key, raw[key]))
         except DataFault as fault:
             end = str(fault)

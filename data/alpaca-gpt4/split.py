@@ -5,7 +5,6 @@
 Where a task has no input, some rows say so in words ("Noinput", "No input"); those words would be taken for the input.
 """
 
-import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +17,7 @@ from utils import cli
 
 RAW = ("alpaca_gpt4_data.json",)
 FILE = "alpaca-gpt4.json"
-_NO_INPUT = re.compile(r"\s*<?no ?input>?\.?\s*", re.IGNORECASE)
+_NO_INPUT = ("noinput", "Noinput", "No input", "No Input")
 
 
 def main(input: str = "", output_dir: str = "") -> None:
@@ -32,7 +31,7 @@ def main(input: str = "", output_dir: str = "") -> None:
 
 def _pieces(where: str, raw: dict) -> Iterator[Row | Dropped]:
     instruction, input, output = texts(where, raw, "instruction", "input", "output", or_null="input")
-    yield row_or_drop(FILE, instruction, "" if _NO_INPUT.fullmatch(input) else input, output)
+    yield row_or_drop(FILE, instruction, "" if input in _NO_INPUT else input, output)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ of a row stay the JSON they are, unread, wherever it is certain that the strict 
 import hashlib
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -36,7 +35,7 @@ from data.converting import (
     row_or_drop,
     texts,
 )
-from data.parallel import PART, Part, cut_at_lines, in_order, in_turn, read_blocks
+from data.parts import Part, cut_at_lines, line_at, over_parts, read_blocks
 from utils import cli
 from utils.errors import DataFault
 from utils.strict_json import line_values
@@ -67,10 +66,10 @@ def _places(size: int, placed: int = 0) -> Iterator[str]:
     return (FILES[row // piece] for row in range(placed, size))
 
 
-def _next(places: dict[str, Iterator[str]], kind: str, source: Path) -> str:
+def _next(places: dict[str, Iterator[str]], kinds: list[str], source: Path) -> list[str]:
     try:
-        return next(places[kind])
-    except (KeyError, StopIteration):  # there are more rows of it than were counted
+        return [next(places[kind]) for kind in kinds]
+    except (KeyError, StopIteration):  # there are more rows of a kind than were counted
         raise DataFault(f"{source}: the file changed while it was read") from None
 
 
@@ -83,7 +82,8 @@ def _fill_from_array(source: Path, arrays: dict[str, Array]) -> Tally:
 
     def pieces(where: str, value: dict) -> Iterator[Row | Dropped]:
         kind, instruction, output = _texts(where, value)
-        yield row_or_drop(_next(places, kind, source), instruction, "", output)
+        (file,) = _next(places, [kind], source)
+        yield row_or_drop(file, instruction, "", output)
 
     return fill_rows(read_objects(source), pieces, arrays)
 
@@ -97,20 +97,15 @@ def _texts(where: str, value: object) -> list[str]:
 
 def _fill_from_lines(source: Path, arrays: dict[str, Array]) -> Tally:
     digest, counts, dropped = hashlib.sha256(), {}, []
-    run = in_order if source.stat().st_size > PART else in_turn
-    with (
-        tempfile.TemporaryDirectory(dir=arrays[FILES[0]].path.parent, prefix=".firefly.") as folder,
-        tqdm(desc=source.name, total=2 * source.stat().st_size, unit="B", unit_scale=True, disable=None) as bar,
-    ):
-        for part, count in run(partial(_count, source), cut_at_lines(source, digest.update)):
+    size = source.stat().st_size
+    with tqdm(desc=source.name, total=2 * size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+        for part, count in over_parts(partial(_count, source), cut_at_lines(source, digest.update), size):
             counts[part] = count
             bar.update(part.length)
         sizes = sum(counts.values(), Counter())
-        for (part, _), (pieces, left) in run(partial(_cut, source, folder, sizes), _with_placed(counts)):
-            for name, rows in pieces.items():
-                piece = _piece(folder, part, name)
-                arrays[name].add_lines(piece.read_bytes(), rows)
-                piece.unlink()
+        for part, pieces, left in over_parts(partial(_cut, source, sizes), _with_placed(counts), size):
+            for name, (rows, lines) in pieces.items():
+                arrays[name].add_lines(lines, rows)
             dropped.extend(left)
             bar.update(part.length)
     return Tally(sizes.total(), dropped, [], {source.name: digest.hexdigest()})
@@ -124,58 +119,56 @@ def _with_placed(counts: dict[Part, Counter]) -> Iterator[tuple[Part, dict[str, 
         placed.update(count)
 
 
-def _count(source: Path, part: Part) -> Counter[str]:
-    """Rows a kind. Whether all else is right is found when they are cut."""
+def _count(source: Path, part: Part) -> tuple[Part, Counter[str]]:
+    """The part and its rows a kind. Whether all else is right is found when they are cut."""
     counts: Counter[str] = Counter()
-    for first_line, data in read_blocks(source, part):
+    done = 0
+    for data in read_blocks(source, part):
         try:
             counts.update([row.kind for row in _KINDS(data)])
         except _REFUSED:
-            counts.update(_texts(where, value)[0] for where, value in _strict_rows(source, first_line, data))
-    return counts
+            values = _strict_rows(source, line_at(source, part, done), data)
+            counts.update(_texts(where, value)[0] for where, value in values)
+        done += len(data)
+    return part, counts
 
 
-def _cut(source: Path, folder: str, sizes: Counter, task: tuple[Part, dict]) -> tuple[dict[str, int], list[dict]]:
-    """Write the part's rows into a piece for each output file; how many they are, and what was dropped."""
+def _cut(source: Path, sizes: Counter, task: tuple[Part, dict]) -> tuple[Part, dict, list[dict]]:
+    """The part, its rows for each output file, {name: (how many, their lines)}, and what was dropped."""
     part, placed = task
     places = {kind: _places(sizes[kind], count) for kind, count in placed.items()}
-    rows, dropped = {name: [] for name in FILES}, []
-    for line, kind, row in _read(source, part):
-        name = _next(places, kind, source)
-        if isinstance(row, Dropped):
-            dropped.append({"line": line, "reason": row.reason})
-        else:
-            rows[name].append(row)
-    pieces = {name: len(lines) for name, lines in rows.items() if lines}
-    for name in pieces:
-        _piece(folder, part, name).write_bytes(b",\n".join(rows[name]))
-    return pieces, dropped
+    pieces, dropped = {name: [] for name in FILES}, []
+    for line, kinds, rows in _read(source, part):
+        for name, row in zip(_next(places, kinds, source), rows):
+            if isinstance(row, Dropped):
+                dropped.append({"line": line, "reason": row.reason})
+            else:
+                pieces[name].append(row)
+    return part, {name: (len(rows), b",\n".join(rows)) for name, rows in pieces.items() if rows}, dropped
 
 
-def _piece(folder: str, part: Part, name: str) -> Path:
-    return Path(folder, f"{part.start}-{name}")
+def _read(source: Path, part: Part) -> Iterator[tuple[int, list[str], list[bytes | Dropped]]]:
+    """(line, kinds, output rows) of a part. What the quick way leaves open is for the strict reader to say."""
+    number = part.line
+    for data in read_blocks(source, part):
+        if found := _quick(data):
+            yield number, *found
+            number += len(found[0])
+            continue
+        lines = data.split(b"\n")
+        for at, line in enumerate(lines, number):
+            yield at, *(_quick(line) or _strict(source, at, line))
+        number += len(lines) - 1
 
 
-def _read(source: Path, part: Part) -> Iterator[tuple[int, str, bytes | Dropped]]:
-    """(line, kind, output row) of a part's rows. What the quick way leaves open is for the strict reader to say."""
-    for first_line, data in read_blocks(source, part):
-        quick = _quick if _is_utf8(data) else _unknown
-        for number, line in enumerate(data.split(b"\n"), first_line):
-            if found := quick(line):
-                yield number, *found
-                continue
-            for where, value in _strict_rows(source, number, line):
-                kind, instruction, output = _texts(where, value)
-                row = row_or_drop("", instruction, "", output)
-                yield number, kind, row if isinstance(row, Dropped) else _row(_TO_JSON(instruction), _TO_JSON(output))
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _strict(source: Path, number: int, line: bytes) -> tuple[list[str], list[bytes | Dropped]]:
+    kinds, rows = [], []
+    for where, value in _strict_rows(source, number, line):
+        kind, instruction, output = _texts(where, value)
+        row = row_or_drop("", instruction, "", output)
+        kinds.append(kind)
+        rows.append(row if isinstance(row, Dropped) else _row(_TO_JSON(instruction), _TO_JSON(output)))
+    return kinds, rows
 
 
 def _strict_rows(source: Path, first_line: int, data: bytes) -> Iterator[tuple[str, object]]:
@@ -195,49 +188,43 @@ class _Line(_Kind, gc=False, forbid_unknown_fields=True):
 
 _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _KINDS = msgspec.json.Decoder(_Kind).decode_lines
-_LINE = msgspec.json.Decoder(_Line).decode
-_TEXT = msgspec.json.Decoder(str).decode
+_LINES = msgspec.json.Decoder(_Line).decode_lines
 _TO_JSON = msgspec.json.Encoder().encode
 _NEEDLESS = re.compile(rb"\\[u/]").search  # "\u4e0b", "\/": read, and written as other characters are
-_QUOTE = ord('"')
-_LINE_BYTES = len('{"kind":"","input":,"target":}') + 8  # with some blanks; a second key takes 9 or more: "kind":0,
-_BLANK = frozenset(b'"\\ \xc2\xe1\xe2\xe3')  # begins a text of blanks: its end, an escape, a blank or a part of one
+_BLANKS = rb'(?:\\.|\xc2.|\xe1..|\xe2..|\xe3\x80\x80| )*+"'  # to the end of a text that may be of blanks alone
+_FILLED = re.compile(b'"(?!' + _BLANKS + b")").match
+_FORMS = (  # of a line, as json.dumps writes it
+    (b'{"kind": "', b'", "input": ', b', "target": ', b"}\n"),
+    (b'{"kind":"', b'","input":', b',"target":', b"}\n"),
+)
+_ROW = (b'{"instruction": ', b', "input": "", "output": ', b"}")
 
 
-def _row(instruction: bytes | msgspec.Raw, output: bytes) -> bytes:
-    return b"".join((b'{"instruction": ', instruction, b', "input": "", "output": ', output, b"}"))
+def _row(instruction: bytes | msgspec.Raw, output: bytes | msgspec.Raw) -> bytes:
+    return b"".join((_ROW[0], instruction, _ROW[1], output, _ROW[2]))
 
 
-_ROW_BYTES = len(_row(b"", b""))
+def _quick(data: bytes) -> tuple[list[str], list[bytes]] | None:
+    """The kinds and the output rows of the lines of `data`, the texts as they stand there.
 
-
-def _unknown(line: bytes) -> None:
-    return None
-
-
-def _quick(line: bytes) -> tuple[str, bytes] | None:
-    """The kind and the output row of a line of valid UTF-8, its texts as they stand there.
-
-    None unless it is certain that the strict reader would say the same: input and target are texts, not blank and
-    without needless escapes (msgspec refuses wrong escapes, half characters and control characters), and around them
-    there is no room for a key that stands twice.
+    None unless it is certain that the strict reader would say the same: UTF-8, every line byte for byte as json.dumps
+    writes a row, input and target texts, not blank and without needless escapes (msgspec refuses wrong escapes, half
+    characters and control characters).
     """
+    opening, asked, answered, closing = _FORMS[data.startswith(_FORMS[1][0])]
     try:
-        found = _LINE(line)
+        data.decode()
+        found = _LINES(data)
     except _REFUSED:
         return None
-    target = bytes(found.target)
-    row = _row(found.input, target)
-    texts_bytes = len(row) - _ROW_BYTES + len(found.kind.encode())
-    if len(line) - texts_bytes > _LINE_BYTES or row[16] != _QUOTE or target[0] != _QUOTE:
+    kinds = [row.kind for row in found]
+    names = {kind: opening + kind.encode() + asked for kind in set(kinds)}
+    lines = b"".join([b"".join((names[row.kind], row.input, answered, row.target, closing)) for row in found])
+    if lines.removesuffix(b"\n") != data.removesuffix(b"\n") or _NEEDLESS(data):
         return None
-    if b"\\" in line and _NEEDLESS(line):
+    if not all(map(_FILLED, [text for row in found for text in (row.input, row.target)])):
         return None
-    if row[17] in _BLANK and not _TEXT(found.input).strip():
-        return None
-    if target[1] in _BLANK and not _TEXT(target).strip():
-        return None
-    return found.kind, row
+    return kinds, [_row(row.input, row.target) for row in found]
 
 
 if __name__ == "__main__":
