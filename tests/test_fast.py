@@ -237,7 +237,14 @@ def test_the_parts_of_a_batch_are_its_rows_in_order():
         assert torch.equal(torch.cat([part[name] for part in parts], dim=1), batch[name])
     assert [part["row_lengths"] for part in parts_of(batch, 1)] == [[length] for length in LENGTHS]
     padded = collate(rows(LENGTHS), 0)
-    assert list(parts_of(padded, 1)) == [padded]
+    parts = list(parts_of(padded, 50))
+    assert [tuple(part["labels"].shape) for part in parts] == [(1, 9), (1, 31), (2, 17), (1, 12), (1, 40)]
+    for name, whole in padded.items():
+        rest = [whole[row, :length] for row, length in enumerate(LENGTHS)]
+        found = [row[:length] for part in parts for row, length in zip(part[name], part["attention_mask"].sum(1))]
+        assert all(torch.equal(one, other) for one, other in zip(found, rest, strict=True))
+    (whole,) = parts_of(padded, 6 * 40)
+    assert all(torch.equal(whole[name], tensor) for name, tensor in padded.items())
 
 
 def test_a_run_in_parts_is_the_run_in_one(quick, tmp_path, monkeypatch):

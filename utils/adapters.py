@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from utils import checkpoint, record
 from utils.errors import ArgumentFault, ModelFault
 from utils.files import disk_faults, flush_folder, sha256_file, write_json
-from utils.lora import INPUT, Adapter
+from utils.lora import INPUT, Adapter, refuse_merged_linear
 from utils.weights import ADAPTER_FILES, Weights, adapter_file, read_config, read_weights
 
 
@@ -55,6 +55,7 @@ def check_weights(weights: Weights, model: PeftModel, source: Path) -> None:
     Raises ModelFault naming the first missing, unexpected, misshapen or non-finite tensor.
     """
     expected = get_peft_model_state_dict(model)
+    refuse_merged_linear(source, {}, weights)
     if missing := sorted(expected.keys() - weights.keys()):
         raise ModelFault(f"{source}: {len(missing)} tensors are missing, the first is {missing[0]}")
     if extra := sorted(weights.keys() - expected.keys()):
@@ -230,5 +231,8 @@ def _prove(path: Path, model: PeftModel) -> None:
     held = get_peft_model_state_dict(model)
     if changed := [name for name, tensor in weights.items() if not torch.equal(tensor, held[name].cpu())]:
         raise ModelFault(f"{path}: {changed[0]} was not written as it is")
-    if not any(tensor.any() for name, tensor in weights.items() if "lora_B" in name):
+    unmoved = [name for name, tensor in weights.items() if "lora_B" in name and not tensor.any()]
+    if 2 * len(unmoved) == len(weights):
         raise ModelFault(f"{path}: every lora_B is zero, nothing was learned")
+    if unmoved:
+        record.warn(f"{len(unmoved)} layers have learned nothing, the model passes them by: {unmoved[0]} is zero")
