@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_rows
-from tiny_models import ROWS, bpe_tokenizer, tiny_llama
+from conftest import ALL_LINEAR, write_rows
+from tiny_models import ROWS, bpe_tokenizer, tiny_bloom, tiny_llama
 
 import finetune
 from utils import dataset, fast, memory, models, preview, training
@@ -134,9 +134,11 @@ def test_mojibake(text, garbled):
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
     """A tiny base, loaded and with LoRA, beside its empty copy."""
-    folder = tiny_llama(tmp_path_factory.mktemp("models") / "tiny", layers=4)
+    folders = tmp_path_factory.mktemp("models")
+    bases = {"llama": tiny_llama(folders / "llama", layers=4), "bloom": tiny_bloom(folders / "bloom", layers=4)}
 
     def build(dtype: str, dropout: float, targets: tuple[str, ...], is_fast: bool):
+        folder = bases["llama" if "q_proj" in targets else "bloom"]
         real = models.load_base(folder, False, False, dtype, torch.device("cpu"))
         empty = models.add_lora(models.empty_base(folder), 8, 16, dropout, targets)
         return models.add_lora(real, 8, 16, dropout, targets, is_fast), empty
@@ -146,7 +148,16 @@ def lora(tmp_path_factory):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dropout", [0.05, 0.0])
-@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("q_proj", "k_proj", "o_proj", "gate_proj", "down_proj")])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ("q_proj", "v_proj"),
+        ("q_proj", "k_proj", "o_proj", "gate_proj", "down_proj"),
+        ("query_key_value",),
+        ALL_LINEAR["bloom"],
+    ],
+    ids="-".join,
+)
 @pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "plain"])
 def test_the_activations_are_what_autograd_keeps(lora, dtype, dropout, targets, is_fast):
     real, empty = lora(dtype, dropout, targets, is_fast)
@@ -166,8 +177,9 @@ def test_the_activations_are_what_autograd_keeps(lora, dtype, dropout, targets, 
     encoded = [{"input_ids": row, "labels": [-100] * (length - 2) + row[-2:]} for row in ids]
     encoded[1:] = [{name: values[:-1] for name, values in row.items()} for row in encoded[1:]]
     head = fast.prepare(real, torch.device("cpu")) if is_fast else None
+    batch = collate_packed(encoded) if is_fast and fast.can_pack(real) else collate(encoded, 0)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        training.label_loss(real, collate_packed(encoded) if is_fast else collate(encoded, 0), head)
+        training.label_loss(real, batch, head)
     number = memory._bytes_of_a_number(empty, flags, torch.device("cpu"))
     computed = rows * length * memory._kept_of_a_token(empty, length, number, flags, torch.device("cpu"))
     assert 0.8 * computed < sum(kept.values()) < 1.1 * computed  # the first layer keeps a little less

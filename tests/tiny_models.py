@@ -83,8 +83,8 @@ def _special(family: str) -> list[str]:
 
 
 def _finished(tokenizer: Tokenizer, family: str) -> PreTrainedTokenizerFast:
-    """LLaMA: unk 0, bos 1, eos 2, no padding, BOS in front of every text. BLOOM: the same and pad 3 on the left, nothing
-    added to a text."""
+    """LLaMA: unk 0, bos 1, eos 2, no padding, BOS in front of every text. BLOOM: the same and pad 3, on the left;
+    nothing added to a text."""
     settings = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "split_special_tokens": True}
     if family == "bloom":
         settings |= {"pad_token": "<pad>", "padding_side": "left"}

@@ -20,6 +20,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from utils.errors import ModelFault
+
 ROWS = "attention inside rows"  # the name that transformers knows rows_attention by
 PACKED = ("llama",)  # model types whose attention goes through transformers' interface; tried
 SHORT = 512  # tokens of a row up to which its scores may all exist
@@ -46,14 +48,29 @@ def register(config: LoraConfig, model) -> None:
 
 def prepare(model, device: torch.device) -> nn.Linear:
     """Make a model with LoRA ready for packed rows and for summed_loss. Returns its head, which it then lacks: what it
-    calls logits are the hidden states, (tokens, hidden size)."""
+    calls logits are the hidden states, (tokens, hidden size). Raises ModelFault for a model that changes its logits
+    behind the head (scales or caps them)."""
     if device.type == "cpu":
         keep_memory()
+    head = model.get_output_embeddings()
+    if not _is_last(head, model):
+        raise ModelFault(f"{model.config.model_type} changes its logits behind the head: add --fast False")
     if can_pack(model):
         model.get_base_model().set_attn_implementation(_attention(device))
-    head = model.get_output_embeddings()
     model.set_output_embeddings(nn.Identity())
     return head
+
+
+def _is_last(head: nn.Module | None, model) -> bool:
+    """Whether the model gives out what its head computes, tried on two tokens."""
+    if not isinstance(head, nn.Linear):
+        return False
+    computed: list[torch.Tensor] = []
+    hook = head.register_forward_hook(lambda module, given, output: computed.append(output))
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[0, 1]], device=head.weight.device), use_cache=False).logits
+    hook.remove()
+    return len(computed) == 1 and logits.dtype == computed[0].dtype and torch.equal(logits, computed[0])
 
 
 def _attention(device: torch.device) -> str:
