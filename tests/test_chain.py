@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import generate
 import merge_lora
+from scripts import lineage
 from utils import adapters, models, record, training
 
 pytestmark = both_families
@@ -115,7 +116,7 @@ def test_the_same_command_twice_gives_the_same_bytes(quick, tmp_path, train):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_run_json_tells_what_made_the_adapter(stage, quick, tmp_path, train):
+def test_run_json_tells_what_made_the_adapter(stage, quick, tmp_path, train, capsys):
     lora = {key: stage[key] for key in ("lora_r", "lora_target_modules", "lora_dropout")}
     train(**{**quick, **lora, "resume_from_checkpoint": stage["output_dir"]})
     run = record.read(tmp_path / "out")
@@ -129,6 +130,9 @@ def test_run_json_tells_what_made_the_adapter(stage, quick, tmp_path, train):
     assert run["settings"]["learning_rate"] == 1e-2 and run["versions"]["torch"]
     assert run["losses"].keys() >= {"train", "start", "best", "best_step"} and run["steps"] == 3
     assert run["speed"]["tokens_per_second"] > 0
+    lineage.show(str(tmp_path / "out"))
+    assert f"base: {stage['base_model']}" in (drawn := capsys.readouterr().out) and "alpaca_short" in drawn
+    lineage.verify(str(tmp_path / "out"))
 
 
 def test_metrics_have_a_line_a_step_and_the_curve_is_drawn(quick, tmp_path, train):

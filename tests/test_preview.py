@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ALL_LINEAR, write_rows
+from conftest import ALL_LINEAR, both_families, write_rows
+from datasets import Dataset
 from tiny_models import ROWS, bpe_tokenizer, tiny_bloom, tiny_llama
+from transformers import BloomConfig
 
 import finetune
 from utils import dataset, fast, memory, models, preview, training
@@ -57,23 +59,24 @@ def test_the_figures_are_what_they_say(quick, tmp_path, capsys):
     assert Path(f"{quick['output_dir']}.preview.png").read_bytes().startswith(b"\x89PNG")
 
 
+@both_families
 def test_nothing_is_left_in_output_dir_no_weights_are_read_and_the_tokens_are_the_runs(
-    quick, tmp_path, capsys, monkeypatch
+    quick, train, tmp_path, capsys, monkeypatch
 ):
     def refused(*given, **settings):
         raise AssertionError("weights were loaded")
 
     with monkeypatch.context() as patch:
         patch.setattr(models, "load_base", refused)
-        finetune.train(**quick, dry_run=True)
+        train(**quick, dry_run=True)
     assert not Path(quick["output_dir"]).exists()
     with monkeypatch.context() as patch:
         patch.setattr(dataset, "_encoded_batches", refused)
         patch.setattr(dataset, "read_rows", refused)
-        finetune.train(**quick)
+        train(**quick)
     assert (Path(quick["output_dir"]) / "adapter_model.safetensors").exists()
     capsys.readouterr()
-    finetune.train(**quick, dry_run=True)
+    train(**quick, dry_run=True)
     assert "steps: 3, " in capsys.readouterr().out
 
 
@@ -205,6 +208,21 @@ def test_the_estimate_holds_for_a_run_that_was_measured(quick, tmp_path):
     estimate = float(shown.partition("memory: ")[2].split()[0]) * 1e9
     _, measured = run()
     assert 0.9 * measured < estimate < 1.3 * measured
+
+
+def test_a_bloom_of_100_million_beside_its_vocabulary_is_to_take_under_6_gb(tmp_path):
+    """What scripts/bench/memory.py measures of it, by the same arithmetic, here without the libraries."""
+    BloomConfig(vocab_size=250_880, hidden_size=768, n_layer=14, n_head=12, dtype="float32").save_pretrained(tmp_path)
+    model = models.add_lora(models.empty_base(tmp_path), 8, 16, 0.05, ("query_key_value",))
+    flags = {"dtype": "auto", "lora_dropout": 0.05, "load_8bit": False, "load_4bit": False, "fast": True}
+    flags |= {"micro_batch_size": 4, "cutoff_len": 256}
+    rows = Dataset.from_dict({"length": [256] * 8, "supervised": [200] * 8})
+    parts = memory.estimate(model, rows, flags, torch.device("cpu"))
+    held = sum(size for name, size in parts.items() if name != "libraries")
+    assert 1.15e9 < parts["weights"] < 1.2e9 and parts["logits"] < 4 * 3 * 4 * 256 * 250_880
+    assert held < 5e9
+    plain = memory.estimate(model, rows, {**flags, "fast": False}, torch.device("cpu"))
+    assert plain["logits"] > 2 * parts["logits"]
 
 
 def test_a_run_that_does_not_fit_is_told_what_would():

@@ -54,9 +54,10 @@ def load_tokenizer(folder: Path):
     if tokenizer.pad_token_id is None:
         is_blooms = tokenizer.convert_ids_to_tokens([1, 2, 3]) == ["<s>", "</s>", "<pad>"]
         tokenizer.pad_token = "<pad>" if is_blooms else tokenizer.unk_token or tokenizer.eos_token
-    rows = getattr(load_config(folder).get_text_config(), "vocab_size", len(tokenizer))
-    if len(tokenizer) > rows:
-        raise ModelFault(f"{folder}: the tokenizer has {len(tokenizer)} entries, the embedding {rows} rows")
+    if (folder / "config.json").is_file():  # an adapter's folder may bring a tokenizer alone
+        rows = getattr(load_config(folder).get_text_config(), "vocab_size", len(tokenizer))
+        if len(tokenizer) > rows:
+            raise ModelFault(f"{folder}: the tokenizer has {len(tokenizer)} entries, the embedding {rows} rows")
     return tokenizer
 
 
