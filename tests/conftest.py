@@ -86,7 +86,7 @@ def stage(base, family, train, once) -> dict:
             "batch_size": 8,
             "micro_batch_size": 4,
             "num_epochs": 100,
-            "learning_rate": {"llama": 5e-3, "bloom": 2e-2}[family],
+            "learning_rate": {"llama": 5e-3, "bloom": 1e-2}[family],
             "val_set_size": 0,
             "lora_r": 16,
             "lora_dropout": 0.0,
