@@ -36,7 +36,7 @@ from utils import models, record
 from utils.errors import ArgumentFault, ModelFault
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS_ = 400  # of the embedding
+ROWS_ = 512  # of the embedding: more than the tokenizer has entries, as in Qwen2's published ones
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 # (configuration, model class, LoRA targets). Qwen2's embeddings are tied, Mistral's window is shorter than the rows.
 TRIED = {
@@ -58,7 +58,7 @@ def saved(folder: Path, config, kind) -> Path:
     torch.manual_seed(0)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, None
     kind(config).save_pretrained(folder)
-    bpe_tokenizer(ROWS_).save_pretrained(folder)
+    bpe_tokenizer().save_pretrained(folder)
     return folder
 
 
