@@ -69,7 +69,7 @@ def flags_of(base: Path, tmp_path: Path, **more) -> dict:
         "output_dir": str(tmp_path / "out"),
         "batch_size": 4,
         "micro_batch_size": 2,
-        "num_epochs": 4,
+        "num_epochs": 3,
         "val_set_size": 2,
         "lora_r": 4,
         "load_8bit": False,
@@ -83,7 +83,7 @@ def flags_of(base: Path, tmp_path: Path, **more) -> dict:
 def test_it_trains_answers_and_merges(family, tmp_path, capsys):
     config, kind, targets = TRIED[family]
     base = saved(tmp_path / "base", config, kind)
-    flags = flags_of(base, tmp_path, lora_target_modules=targets)
+    flags = flags_of(base, tmp_path, lora_target_modules=targets, lora_dropout=0.0)
     finetune.train(**flags, dry_run=True)
     assert "memory: " in capsys.readouterr().out
     finetune.train(**flags)
@@ -92,11 +92,10 @@ def test_it_trains_answers_and_merges(family, tmp_path, capsys):
     held = load_file(tmp_path / "out/adapter_model.safetensors")
     assert all(tensor.any() for tensor in held.values()) and len(held) == 2 * 2 * len(targets)
 
-    finetune.train(**{**flags, "output_dir": str(tmp_path / "plain"), "fast": False, "lora_dropout": 0.0})
-    finetune.train(**{**flags, "output_dir": str(tmp_path / "quick"), "lora_dropout": 0.0})
-    quick, plain = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("quick", "plain"))
-    for name in quick:
-        torch.testing.assert_close(quick[name], plain[name], rtol=1e-2, atol=1e-4)
+    finetune.train(**{**flags, "output_dir": str(tmp_path / "plain"), "fast": False})
+    plain = load_file(tmp_path / "plain" / "adapter_model.safetensors")
+    for name in held:
+        torch.testing.assert_close(held[name], plain[name], rtol=1e-2, atol=1e-4)
 
     prompts = write_rows(tmp_path / "prompts.json", [ROWS[0]["instruction"], "短"])
     answered = {"is_ui": False, "test_input_path": prompts, "max_new_tokens": 8}
