@@ -1,16 +1,16 @@
 """Score what several systems answered to the same prompts: by a judge model, by people, against references.
 
-    python judge.py ask --answers D13b-2-3=output/d/test.json,ChatGPT=output/c/test.json \\
+    python judge.py ask --answers D13b-2-3=output/d,ChatGPT=output/c \\
         --base_url https://api.openai.com/v1 --model gpt-4 --output_dir output/scores     # the key: OPENAI_API_KEY
     python judge.py table --output_dir output/scores
 
-    python judge.py sheet --answers D13b-2-3=output/d/test.json,ChatGPT=output/c/test.json --output_dir output/scores
+    python judge.py sheet --answers D13b-2-3=output/d,ChatGPT=output/c --output_dir output/scores
     python judge.py collect --output_dir output/scores output/scores/sheet-1.csv output/scores/sheet-2.csv
 
-    python judge.py auto --answers D13b-2-3=output/d/test.json,ChatGPT=output/c/test.json --output_dir output/scores
+    python judge.py auto --answers D13b-2-3=output/d,ChatGPT=output/c --output_dir output/scores
 
-The answers are the test.json files that generate.py writes for all prompts of --test_data. Every step reads and writes
-files in output_dir; ask can be interrupted at any moment and goes on with the same command.
+The answers are what generate.py writes (a test.json, or a folder of them) for all prompts of --test_data. Every step
+reads and writes files in output_dir; ask can be interrupted at any moment and goes on with the same command.
 """
 
 from utils import checks, cli
@@ -53,7 +53,8 @@ def ask(
         unjudged = asking.ask_missing(calls, endpoint, journal, concurrency)
         print(f"{journal.path}: {len(calls) - len(unjudged)} of {len(calls)} verdicts")
     if unjudged:
-        raise UnjudgedFault(f"{len(unjudged)} of {len(calls)} stay unjudged: {'; '.join(unjudged)}; run this again")
+        left = f"{len(unjudged)} of {len(calls)} stay unjudged: {judging.listed(unjudged)}"
+        raise UnjudgedFault(f"{left}; run this again")
 
 
 def table(output_dir: str = "") -> None:
@@ -65,13 +66,13 @@ def table(output_dir: str = "") -> None:
     items, seed = judging.load(output_dir)
     calls = {mode: judging.calls(items, mode, seed) for mode in checks.JUDGE_MODES}
     judges = verdicts.by_judge(verdicts.read(output_dir), [*calls["robust"], *calls["faithful"]])
-    people = sheets.read(output_dir, items)
+    people, note = sheets.read(output_dir, items) or (None, "")
     if not judges and not people:
         raise DataFault(f"{output_dir} holds no verdicts and no collected sheets yet")
     asked = {judge: calls[verdicts.mode_of(given)] for judge, given in judges.items()}
-    built = tables.build(items, asked, judges, people.columns if people else None)
+    built = tables.build(items, asked, judges, people)
     names = [*judges, *([tables.PEOPLE] if people else [])]
-    tables.write(output_dir, built, names, {tables.PEOPLE: people.notes} if people else {})
+    tables.write(output_dir, built, names, {tables.PEOPLE: [note]} if people else {})
     plots.scores({name: built[name] for name in names}, f"{output_dir}/scores.png")
     print(f"{output_dir}: table.md, table.json, scores.png ({', '.join(names)})")
 

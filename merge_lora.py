@@ -33,7 +33,7 @@ def main(
     started = time.monotonic()
     checks.merging(dict(locals()))
 
-    from utils import files, hub, lora, merge, record, weights
+    from utils import files, hub, lora, merge, planning, record, weights
 
     # --- What is merged with what, and whether that is done already ---
     base_folder = hub.local_folder(base_model, "base_model")
@@ -42,6 +42,7 @@ def main(
     base = record.describe_base(base_model, base_folder)
     run = record.describe_merge(base, list(zip(folders, hashes, strict=True)), dtype)
     if record.is_same_merge(output_dir, run):
+        merge.check_whole(Path(output_dir))
         print(f"{output_dir} is already complete")
         return
     files.check_empty(Path(output_dir))
@@ -49,7 +50,7 @@ def main(
 
     # --- Whether all of it fits, before a byte is written ---
     adapters = [lora.read(folder) for folder in folders]
-    plan = merge.plan(base_folder, adapters, dtype)
+    plan = planning.plan(base_folder, adapters, dtype)
     prepared = prepare_proof(plan) if verify else {}
 
     # --- Tensor by tensor into a folder that takes its name when it is whole and proven ---

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from utils import lora, merge
+from utils import lora, merge, planning
 from utils.files import new_folder
 
 W = "model.layers.0.self_attn.q_proj.weight"
@@ -43,7 +43,7 @@ def adapter(base: Path, held=None, config=CONFIG, folder="adapter") -> lora.Adap
 
 def run(base: Path, *adapters: lora.Adapter, output="out", dtype="auto") -> dict:
     """Merge into a folder beside the base; the report."""
-    plan = merge.plan(base, list(adapters), dtype)
+    plan = planning.plan(base, list(adapters), dtype)
     with new_folder(base.parent / output, plan.bytes) as staging:
         return merge.write(plan, staging)
 

@@ -4,7 +4,9 @@ python -m pytest tests/test_ask.py
 """
 
 import email.utils
+import hashlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from judges import KEY, serving, write_case
 
 import judge
 from utils import ask, judging, verdicts
-from utils.errors import DataFault, EnvironmentFault, UnjudgedFault
+from utils.errors import DataFault, EnvironmentFault, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,9 +41,13 @@ def outcome(flags: dict, server, **more) -> Exception | None:
     """How judge.py ask ends: None, or the fault."""
     try:
         judge.ask(**flags, base_url=server.url, **more)
-    except (EnvironmentFault, UnjudgedFault) as fault:
+    except Fault as fault:
         return fault
     return None
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def once(flags: dict) -> bool:
@@ -99,11 +105,11 @@ def test_a_line_tells_all_that_is_needed_to_replay_it(tmp_path):
         outcome(flags, server, mode="faithful")
     items, seed = judging.load(flags["output_dir"])
     calls = {call.key: call for mode in ("robust", "faithful") for call in judging.calls(items, mode, seed)}
-    sent = {judging.prompt_hash(body["messages"][0]["content"]) for body in server.bodies}
+    sent = {sha256(body["messages"][0]["content"]) for body in server.bodies}
     assert len(lines(flags)) == len(calls) == 8
     for line in lines(flags):
         call = calls[verdicts.key_of(line)]
-        assert line["prompt_sha256"] == judging.prompt_hash(judging.prompt(call, line["marker"]))
+        assert line["prompt_sha256"] == sha256(judging.prompt(call, line["marker"]))
         assert line["prompt_sha256"] in sent
         assert tuple(line["order"]) == call.order
         assert line["model"] == "gpt-9-0613" and line["date"].startswith("20") and line["base_url"] == server.url
@@ -193,9 +199,9 @@ def test_what_stays_without_scores_is_listed_and_asked_for_by_the_next_run(tmp_p
 
     with serving(fault=fault) as server:
         left = outcome(flags, server, concurrency=1)
-        assert left.exit_code == 6 and str(left).startswith("1 of 6 stay unjudged: 01part 1, turn 1;")
+        assert left.exit_code == 6 and str(left).startswith("1 of 6 stay unjudged: 01part 1 turn 1;")
         assert len(server.asked) == 5 + ask.REPLIES
-        assert "01part 1, turn 1: unjudged: System1: no score" in "".join(capsys.readouterr())
+        assert "01part 1 turn 1: unjudged: System1: no score" in "".join(capsys.readouterr())
         server.fault = lambda number: None
         server.asked.clear()
         assert outcome(flags, server) is None
@@ -265,7 +271,7 @@ def test_a_judge_that_is_not_there_ends_the_run_soon(tmp_path):
     with serving() as server:
         pass
     left = outcome(flags, server, concurrency=2)
-    assert left.exit_code == 5 and "5 calls in a row failed" in str(left)
+    assert left.exit_code == 5 and "5 in a row failed" in str(left)
 
 
 def test_a_bad_request_is_not_sent_again(tmp_path):
@@ -273,6 +279,28 @@ def test_a_bad_request_is_not_sent_again(tmp_path):
     with serving(fault=lambda number: "400" if number == 0 else None) as server:
         assert outcome(flags, server, concurrency=1).exit_code == 6
         assert len(server.asked) == 3
+
+
+def test_prompts_that_are_too_long_in_every_order_do_not_keep_the_rest_from_being_judged(tmp_path):
+    flags = write_case(tmp_path, prompts=6)
+    with serving() as server:
+        server.fault = lambda n: "400" if re.search("1-[12]，", server.asked[n][0]) else None
+        for _ in range(2):  # the second run begins with the six that the first was refused
+            left = outcome(flags, server, concurrency=1)
+            assert left.exit_code == 6 and str(left).startswith("6 of 18 stay unjudged: 01part 1 turn 1, ")
+        server.fault = lambda number: "400"
+        more = write_case(tmp_path / "more", prompts=6)
+        left = outcome(more, server, concurrency=1)
+    assert left.exit_code == 5 and "5 in a row failed, the last with 400 400: you sent" in str(left)
+
+
+def test_another_temperature_is_refused(tmp_path):
+    flags = write_case(tmp_path, prompts=1)
+    with serving(fault=lambda number: ("text", "不打分") if number == 0 else None) as server:
+        assert outcome(flags, server, concurrency=1) is None
+        left = outcome(flags, server, temperature=0.5)
+        assert left.exit_code == 3 and "gpt-9 was asked at --temperature 0, not 0.5; take that" in str(left)
+        assert outcome({**flags, "model": "other"}, server, temperature=0.5) is None
 
 
 @pytest.mark.parametrize("key", [None, "", "  ", "sk-\u201cquoted\u201d", "two\nlines"])
@@ -359,7 +387,7 @@ def test_a_full_disk_ends_the_run_and_what_was_written_stays(tmp_path, monkeypat
     with serving() as server:
         judging.pin(flags["output_dir"], *pinned(flags))
         monkeypatch.setattr(verdicts.os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(EnvironmentFault, match=r"the disk of .*verdicts.jsonl is full"):
             judge.ask(**flags, base_url=server.url)
         monkeypatch.setattr(verdicts.os, "fsync", real)
         assert 4 <= len(lines(flags)) < 12

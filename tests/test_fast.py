@@ -1,6 +1,8 @@
 """The fast path of training equals the plain one: per row, per gradient, with dropout, over a whole run."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -269,6 +271,29 @@ def test_a_gpu_with_flash_attn_uses_its_kernel(monkeypatch):
     assert fast._attention(CPU) == fast.ROWS
     monkeypatch.setattr(fast, "find_spec", lambda name: None)
     assert fast._attention(torch.device("cuda")) == fast.ROWS
+
+
+def test_a_gpu_with_liger_kernel_uses_its_loss(monkeypatch):
+    """In the place of the package and of the GPU: what is given to it, and that the CPU does without."""
+    given = []
+
+    class Loss:
+        def __init__(self, **settings):
+            given.append(settings)
+
+        def __call__(self, weight, hidden, targets, bias):
+            given.append((weight, hidden.shape, targets, bias))
+            return "theirs"
+
+    liger = SimpleNamespace(LigerFusedLinearCrossEntropyLoss=Loss)
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", liger)
+    monkeypatch.setattr(fast, "find_spec", lambda name: object())
+    head, targets = nn.Linear(4, 9), torch.tensor([3, 5])
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), shape=(2, 4))
+    assert fast.summed_loss(on_gpu, head, targets) == "theirs"
+    assert given == [{"reduction": "sum"}, (head.weight, (2, 4), targets, head.bias)]
+    assert fast.summed_loss(torch.ones(2, 4), head.requires_grad_(False), targets).ndim == 0
 
 
 def test_the_parts_of_a_batch_are_its_rows_in_order():

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -196,6 +197,21 @@ def test_nothing_judged_at_all_is_a_table_of_dashes_and_no_folder_is_a_fault(tmp
     (Path(flags["output_dir"]) / verdicts.NAME).unlink()
     with pytest.raises(DataFault, match="no verdicts"):
         judge.table(flags["output_dir"])
+
+
+def test_where_no_font_can_draw_the_names_one_line_says_so(tmp_path, monkeypatch, capfd):
+    from utils import plots
+
+    fonts = ["NotoSansCJK-Bold.ttc", "NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "wqy-zenhei.ttc", "msyhbd.ttc"]
+    assert [bool(plots._CHINESE.match(name)) for name in fonts] == [False, True, False, True, False]
+    monkeypatch.setattr(plots.font_manager, "findSystemFonts", list)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cell = {"score": 50, "low": 40, "high": 60}
+        plots.scores({"裁判": {"01qa": {"甲": cell, "乙": cell}}}, tmp_path / "scores.png")
+    said = capfd.readouterr()
+    assert (tmp_path / "scores.png").stat().st_size > 5000 and not caught
+    assert said.out.startswith("scores.png: no Chinese font") and said.out.count("\n") == 1 and not said.err
 
 
 def test_one_system_and_one_prompt_make_a_table(tmp_path):

@@ -180,8 +180,8 @@ def test_answers_to_other_prompts_are_refused_with_the_list(tmp_path):
         rows[1]["instruction"] = "另一道题"
 
     message = damaged(write_case(tmp_path), change)
-    assert "lacks 1 prompts: 01part 3" in message and re.search(
-        r"answers others: 1 prompts: line \d+ \(另一道题\)", message
+    assert "lacks 1 prompt: 01part 3" in message and re.search(
+        r"answers 1 other prompt: line \d+ \(另一道题\)", message
     )
 
 
@@ -190,7 +190,7 @@ def test_another_input_or_history_is_another_prompt(key, tmp_path):
     def change(rows):
         rows[0][key] = {"input": "别的", "history": [["甲", "乙"]]}[key]
 
-    assert "lacks 1 prompts: 01part 4" in damaged(write_case(tmp_path), change)
+    assert "lacks 1 prompt: 01part 4" in damaged(write_case(tmp_path), change)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +222,13 @@ def test_a_folder_without_prompts_and_a_reference_that_is_no_text(tmp_path):
     write_rows(Path(flags["test_data"]) / "02x.json", [{"instruction": "新", "reference": 5}])
     with pytest.raises(DataFault, match=r'prompt 1: "reference" must be text'):
         read(flags)
+
+
+@pytest.mark.parametrize(("said", "kept"), [("<think>a\nb</think>c", "c"), ("a</think>c", "c"), ("c<think>a", "c")])
+def test_the_thoughts_of_a_system_are_no_part_of_its_answer(said, kept, tmp_path):
+    """Nor can their end, quoted by a judge, pass for the end of the judge's own."""
+    flags = write_case(tmp_path, prompts=1, ChatGPT=lambda category, number: said)
+    assert read(flags)[0].answers["ChatGPT"] == kept
 
 
 def test_an_empty_answer_is_an_answer(tmp_path):
@@ -256,7 +263,7 @@ def test_anything_else_is_refused_naming_the_difference(tmp_path):
         tmp_path,
         ChatGPT=lambda category, number: f"别的 {number}" if number == 2 else old[number - 1].answers["ChatGPT"],
     )
-    assert "other answers to 1 prompts: 01part 2 (ChatGPT)" in refusal(read(flags))
+    assert "other answers to 1 prompt: 01part 2 (ChatGPT)" in refusal(read(flags))
     assert "systems D13b-2-3, D7b-4-1, ChatGPT -> D13b-2-3, ChatGPT" in refusal(
         [
             judging.Item(i.category, i.number, i.question, None, {s: i.answers[s] for s in ("D13b-2-3", "ChatGPT")})

@@ -59,7 +59,7 @@ def test_answers_become_files_by_system(tmp_path):
         ({"raters": 0}, "--raters: 0 is not above 0"),
         ({"raters": 21}, "--raters: 21 is more than 20"),
         ({"sheets": ()}, "the filled sheets are missing"),
-        ({"sheets": ("no.csv",)}, "no.csv does not exist"),
+        ({"sheets": ("no.csv",)}, "no.csv is no file"),
     ],
 )  # fmt: skip
 def test_a_flag_that_cannot_be_is_refused(changed, message, tmp_path):

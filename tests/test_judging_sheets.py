@@ -150,6 +150,7 @@ def test_people_are_compared_with_every_judge(case, monkeypatch):
     [
         {"encoding": "utf-8"},
         {"encoding": "gb18030"},  # Excel on a Chinese Windows
+        {"encoding": "utf-16", "delimiter": "\t"},  # Excel's "Unicode text"
         {"delimiter": ";"},
         {"delimiter": "\t"},
         {"fields": ["id", "score"]},  # what the page saves
@@ -197,6 +198,15 @@ def test_what_is_left_out_is_no_zero_and_exit_code_6(case):
     assert sorted(cell["n_ok"] for cell in table.values()) == [5, 6, 6]
     assert {cell["score"] for cell in table.values()} == {80}
     assert "| 5-6/6 |" in (folder(case) / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_sheet_about_other_answers_of_the_same_systems_fits_no_row(case, tmp_path):
+    """The browser keeps what was filled in by these ids too."""
+    other = write_case(tmp_path / "later", prompts=6, ChatGPT=lambda category, number: "q9，另一个答案")
+    other.pop("model")
+    judge.sheet(**other)
+    with pytest.raises(DataFault, match=r'filled-1.csv:\d+: the id "a\w+" is in no sheet of this folder'):
+        judge.collect(fill(case, 1), output_dir=other["output_dir"])
 
 
 def test_sheets_that_do_not_belong_together_are_refused(case, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from merge_cases import CONFIG, EMBED, HEAD, W, adapter, merged, run, small_base, tensors
 from safetensors.torch import load_file, save_file
 
-from utils import lora, merge, proof, weights
+from utils import lora, merge, proof, runtime, weights
 from utils.errors import EnvironmentFault, ModelFault
 
 
@@ -148,9 +148,22 @@ def test_a_later_adapter_replaces_what_an_earlier_one_added(base):
 def test_the_proof_runs_where_a_model_fits_and_in_float32_where_it_can(monkeypatch):
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     free = {gpu: 3e9, cpu: 8e9}
-    monkeypatch.setattr(proof, "_free_memory", lambda device: free[device])
+    monkeypatch.setattr(runtime, "free_bytes", lambda device: free[device])
     assert proof.place(500_000_000, 1_000_000_000, [gpu, cpu]) == (gpu, "float32")
     assert proof.place(1_500_000_000, 3_000_000_000, [gpu, cpu]) == (cpu, "float32")
     assert proof.place(2_000_000_000, 2_200_000_000, [gpu, cpu]) == (gpu, "auto")
     with pytest.raises(EnvironmentFault, match=r"needs 17.5 GB of memory, 8.0 GB are free: --verify False"):
         proof.place(7_000_000_000, 14_000_000_000, [gpu, cpu])
+
+
+@pytest.mark.parametrize("files", [("memory.max", "memory.current"), ("limit_in_bytes", "usage_in_bytes")])
+def test_a_containers_limit_counts_and_its_cache_of_files_is_free(tmp_path, monkeypatch, files):
+    monkeypatch.setattr(runtime, "_CGROUPS", [(str(tmp_path), *files)])
+    whole = runtime.free_bytes(torch.device("cpu"))
+    for name, text in zip(
+        (*files, "memory.stat"), ("90000000\n", "80000000\n", "anon 9\nactive_file 5\ninactive_file 7\n")
+    ):
+        (tmp_path / name).write_text(text)
+    assert runtime.free_bytes(torch.device("cpu")) == 10_000_012 < whole
+    (tmp_path / files[0]).write_text("max\n")
+    assert runtime.free_bytes(torch.device("cpu")) > 10_000_012

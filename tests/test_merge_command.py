@@ -95,6 +95,19 @@ def test_the_same_merge_again_does_nothing_and_another_is_refused(flags, tmp_pat
     assert (tmp_path / "out/model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("kept", [None, 30, 200])
+def test_a_finished_merge_that_has_lost_weights_is_not_called_complete(flags, tmp_path, kept):
+    merge_lora.main(**flags)
+    path = tmp_path / "out/model.safetensors"
+    data = path.read_bytes()
+    path.unlink() if kept is None else path.write_bytes(data[:kept])
+    with pytest.raises(ModelFault, match=f"{tmp_path}/out"):
+        merge_lora.main(**flags)
+    save_file({W: torch.ones(3, 4)}, path)
+    with pytest.raises(ModelFault, match="not those that were merged"):
+        merge_lora.main(**flags)
+
+
 def test_an_adapter_is_never_merged_twice(flags, tmp_path):
     merge_lora.main(**flags)
     again = {**flags, "base_model": str(tmp_path / "out"), "output_dir": str(tmp_path / "out2")}
@@ -117,6 +130,23 @@ def test_an_adapter_is_never_merged_twice(flags, tmp_path):
     merge_lora.main(**{**again, "lora_model": str(third)})
     run = json.loads((tmp_path / "out2/run.json").read_text())
     assert run["merged"][0] == sha256 and len(run["merged"]) == 2
+
+
+def test_a_lineage_that_bites_its_tail_has_an_end(flags):
+    parent = {"path": flags["lora_model"], "sha256": "0" * 64}
+    Path(flags["lora_model"], "run.json").write_text(json.dumps({"parent": parent}))
+    merge_lora.main(**flags)
+
+
+def test_an_adapter_that_is_not_what_its_run_wrote_is_refused(flags):
+    path = Path(flags["lora_model"], "adapter_model.safetensors")
+    written = {"files": {path.name: files.sha256_file(path)}}
+    (path.parent / "run.json").write_text(json.dumps(written))
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelFault, match=r"adapter_model\.safetensors is not what"):
+        merge_lora.main(**flags)
 
 
 def test_an_adapter_of_another_base_needs_force_base(flags, tmp_path, capsys):
@@ -252,6 +282,13 @@ def test_too_little_room_is_known_at_the_start(flags, tmp_path, monkeypatch):
     with pytest.raises(EnvironmentFault, match=r"0.00 GB are needed, 0.00 GB are free"):
         merge_lora.main(**flags)
     assert not left(tmp_path)
+
+
+@pytest.mark.parametrize("fault", [PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file")])
+def test_an_output_that_cannot_be_made_is_named(flags, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(files, "_take", lambda _: (_ for _ in ()).throw(fault))
+    with pytest.raises(EnvironmentFault, match=f"--output_dir: {tmp_path}/out cannot be made: {fault.strerror}"):
+        merge_lora.main(**flags)
 
 
 def test_a_disk_mounted_at_the_output_is_refused(flags, monkeypatch):

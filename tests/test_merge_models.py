@@ -20,7 +20,7 @@ from transformers import (
 )  # fmt: skip
 
 import merge_lora
-from utils import lora, vocabulary
+from utils import lora, models, vocabulary
 from utils.errors import ModelFault
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -185,6 +185,23 @@ def test_sizes_read_from_files_are_those_that_transformers_finds(tmp_path, confi
     assert vocabulary.tokenizer_size(tmp_path / "json") == size
 
 
+@pytest.mark.parametrize("other", [{}, {"bos_token": "", "eos_token": "", "unk_token": ""}])
+def test_a_tokenizer_of_early_2023_is_put_right(tmp_path, other):
+    """Its names are empty and its class is gone: transformers recurses without end, or forgets BOS and the blank."""
+    base, adapter, text = llama(tmp_path / "llama"), tmp_path / "adapter", "首都 </s>"
+    right = [1, *AutoTokenizer.from_pretrained(base)(text, add_special_tokens=False)["input_ids"]]
+    lost = {"bos_token": "", "eos_token": "", "unk_token": "", "tokenizer_class": "LLaMATokenizer"}
+    (base / "tokenizer_config.json").write_text(json.dumps(lost))
+    (base / "special_tokens_map.json").write_text(json.dumps(other))
+    adapt(loaded(base), adapter, target_modules=["q_proj"])
+    own = models.load_tokenizer(base)
+    assert (own.unk_token_id, own.bos_token_id, own.eos_token_id) == (0, 1, 2)
+    assert own("首都")["input_ids"] == right[: len(own("首都")["input_ids"])]
+    merge(base, adapter)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer(text)["input_ids"] == right and (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
+
+
 def bloom(folder: Path, bare: bool) -> Path:
     """A BLOOM of 512 rows for the tokenizer's fewer entries; bare: named as the published checkpoints are."""
     sentencepieces.save(folder, sentencepieces.trained())
@@ -245,6 +262,10 @@ def test_tied_embeddings_grow_and_stay_tied(tmp_path):
     [
         ({"modules_to_save": BOTH}, "lm_head.weight differs from model.embed_tokens.weight"),
         ({"modules_to_save": ["lm_head"]}, "lm_head.weight comes without the input embedding"),
+        (
+            {"modules_to_save": ["embed_tokens"]},
+            "embed_tokens.weight was trained beside an output embedding",
+        ),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "LoRA on model.embed_tokens.weight alone"),
     ],
 )

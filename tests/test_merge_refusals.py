@@ -7,7 +7,7 @@ import torch
 from merge_cases import CONFIG, EMBED, HEAD, NAME, W, adapter, run, small_base, tensors
 from safetensors.torch import load_file, save_file
 
-from utils import lora, merge, weights
+from utils import lora, merge, models, planning, weights
 from utils.errors import ModelFault
 
 PARTS = "model.layers.{}.self_attn.q_proj"
@@ -80,7 +80,8 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_is_left(base, message):
         {"use_dora": True}, {"bias": "all"}, {"lora_bias": True}, {"use_qalora": True},
         {"trainable_token_indices": [1]},
         {"target_parameters": ["experts"]}, {"layer_replication": [[0, 2]]}, {"alora_invocation_tokens": [1]},
-        {"enable_lora": [True, False, True]}, {"init_lora_weights": "pissa_niter_4"}, {"lora_alpha": None},
+        {"enable_lora": [True, False, True]}, {"init_lora_weights": "pissa_niter_4"},
+        *({"lora_alpha": alpha} for alpha in (None, "8", float("nan"))), *({"r": r} for r in (0, "2", 2.0, None)),
     ],
     ids=lambda more: next(iter(more)),
 )  # fmt: skip
@@ -96,6 +97,24 @@ def test_other_peft_types_are_refused_by_name(tmp_path, kind):
         lora.weights.read_config(tmp_path)
 
 
+def test_tensors_beside_the_configuration_of_another_adapter_are_refused(base):
+    for targets in (["v_proj", "j_proj"], r".*\.v_proj"):
+        refused(
+            base,
+            f"not in target_modules, the first is {W}",
+            adapter(base, config={**CONFIG, "target_modules": targets}),
+        )
+
+
+@pytest.mark.parametrize("saved", [["embed_tokens", "lm_head"], ["lm_head"]])
+def test_an_adapter_that_has_lost_the_embeddings_it_was_trained_with_is_refused(base, saved):
+    config = {**CONFIG, "modules_to_save": saved}
+    refused(base, "is in modules_to_save, and not in the adapter", adapter(base, config=config))
+    named = {"embed_tokens": EMBED, "lm_head": HEAD}
+    whole = {lora.PREFIX + named[name]: torch.ones(5, 4) for name in saved}
+    run(base, adapter(base, {**tensors(), **whole}, config))
+
+
 def _deep(base, layers, **config):
     held = load_file(base / "model.safetensors")
     q = held.pop(W)
@@ -105,9 +124,13 @@ def _deep(base, layers, **config):
 
 def test_an_adapter_of_a_shallower_model_is_refused(base):
     _deep(base, 3)
+    for targets in (r".*\.self_attn\.(q|v)_proj", r"model\.layers\.[012]\.self_attn\.q_proj|lm_head"):
+        refused(base, "of the layers", adapter(base, config={**CONFIG, "target_modules": targets}))
+    refused(base, r"target_modules \(", adapter(base, config={**CONFIG, "target_modules": "("}))
+    planning.plan(base, [adapter(base, config={**CONFIG, "target_modules": r".*\.0\.self_attn\.q_proj"})], "auto")
     partly = {**CONFIG, "target_modules": ["q_proj"]}
     assert "layers.1.self_attn.q_proj" in refused(base, "2 of the layers", adapter(base, config=partly))
-    merge.plan(base, [adapter(base, config={**partly, "layers_to_transform": [0]})], "auto")
+    planning.plan(base, [adapter(base, config={**partly, "layers_to_transform": [0]})], "auto")
 
 
 def test_a_llama_base_with_a_missing_weight_is_refused(base):
@@ -117,7 +140,7 @@ def test_a_llama_base_with_a_missing_weight_is_refused(base):
     _deep_again = {**load_file(base / "model.safetensors"), "model.norm.weight": torch.ones(4)}
     save_file(_deep_again, base / "model.safetensors")
     (base / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 2}')
-    merge.plan(base, [adapter(base)], "auto")
+    planning.plan(base, [adapter(base)], "auto")
     del _deep_again[HEAD]
     save_file(_deep_again, base / "model.safetensors")
     refused(base, "lm_head.weight", adapter(base))
@@ -158,7 +181,7 @@ def _shards(base, suffix, index=True):
 @pytest.mark.parametrize("index", [True, False])
 def test_a_missing_or_cut_shard_is_named(base, suffix, index):
     places = _shards(base, suffix, index)
-    merge.plan(base, [adapter(base)], "auto")
+    planning.plan(base, [adapter(base)], "auto")
     second = base / sorted(places.values())[1]
     whole = second.read_bytes()
     for cut in (0, len(whole) // 2, len(whole) - 1):
@@ -197,11 +220,21 @@ def test_a_bin_that_needs_more_than_tensors_is_refused_and_not_executed(base, tm
     assert not trace.exists()
 
 
+def test_a_base_that_needs_code_of_its_own_is_refused_and_nobody_is_asked(base, monkeypatch):
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoTokenizer": ["own.Tokenizer", None]}}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "tokenizer_config.json").write_text(json.dumps({"auto_map": config["auto_map"]}))
+    (base / "own.py").write_text("raise SystemExit('executed')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))
+    with pytest.raises(ModelFault, match=f"{base}: no usable tokenizer"):
+        models.load_tokenizer(base)
+
+
 def test_a_value_too_large_for_the_chosen_dtype_is_named(base):
     held = load_file(base / "model.safetensors")
     held[EMBED][2, 2] = 1e6
     save_file(held, base / "model.safetensors")
-    plan = merge.plan(base, [adapter(base)], "float16")
+    plan = planning.plan(base, [adapter(base)], "float16")
     with pytest.raises(ModelFault, match=f"{EMBED}.*float16"):
         merge.write(plan, base.parent)
 

@@ -99,6 +99,7 @@ BROKEN = [
     ('{"instruction": "a", "output": "b", "c": ' + "[" * 900 + '"\\ud800"' + "]" * 900 + "}", "lone surrogate"),
     ("version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS pointer"),
     (GOOD.encode("gbk"), "looks like GBK"),
+    (GOOD.replace('"', '"' + "".join(map(chr, range(0x4E00, 0x5A00))), 1).encode("gbk", "ignore"), "looks like GBK"),
     (GOOD.encode("utf-16"), "looks like UTF-16"),
     (GOOD.encode("utf-16-le"), "looks like UTF-16"),
     (f"[\n{GOOD},\n".encode() + GOOD.encode("gbk") + b"]", ":3: not UTF-8 (byte 0xce), looks like GBK: iconv -f GBK"),

@@ -7,6 +7,7 @@ The key comes from OPENAI_API_KEY and is written nowhere.
 
 import asyncio
 import email.utils
+import hashlib
 import os
 import random
 import time
@@ -18,8 +19,8 @@ from openai.types.chat import ChatCompletion
 from tqdm import tqdm
 
 from utils import record
-from utils.errors import EnvironmentFault
-from utils.judging import Call, new_marker, prompt, prompt_hash
+from utils.errors import DataFault, EnvironmentFault
+from utils.judging import Call, new_marker, prompt
 from utils.verdicts import Journal, key_of, parse
 
 KEY = "OPENAI_API_KEY"
@@ -28,7 +29,7 @@ REPLIES = 3  # of one call that is answered without scores
 PAUSE = 1.0  # seconds before the second try, doubled before each further one
 LONGEST_PAUSE = 30.0
 LONGEST_WAIT = 600.0  # seconds that a Retry-After may ask for
-LOST_IN_A_ROW = 5  # calls given up, without one reply between them, that end the run
+LOST_IN_A_ROW = 5  # calls without a reply, or prompts refused, with no reply between them, that end the run
 WARMER = 0.7  # least temperature of a second and third asking
 
 
@@ -52,7 +53,7 @@ class _State:
     bar: tqdm
     tokens: int = 0
     not_before: float = 0.0  # time.monotonic() before which nothing is sent: somebody was told to wait
-    lost: int = 0
+    lost: set[object] = field(default_factory=set)  # what was given up since the last reply
     unjudged: dict[str, str] = field(default_factory=dict)
 
 
@@ -64,11 +65,14 @@ def ask_missing(calls: Sequence[Call], endpoint: Endpoint, journal: Journal, con
     """Ask for every verdict that the journal lacks; returns {call: why} of those that stay unjudged.
 
     Raises EnvironmentFault without a key, for a key that is refused, a model that is not there, or a judge that
-    cannot be reached.
+    cannot be reached; DataFault where the journal holds verdicts of this judge at another temperature.
     """
     _key()
     known = {call.key: call for call in calls}
     own = [line for line in journal.lines if line["judge"] == endpoint.model and key_of(line) in known]
+    if others := {line["temperature"] for line in own if line.get("attempt") == 1} - {endpoint.temperature}:
+        asked = f"{endpoint.model} was asked at --temperature {others.pop():g}, not {endpoint.temperature:g}"
+        raise DataFault(f"{journal.path}: {asked}; take that, or another --output_dir")
     done = {key_of(line) for line in own if parse(line, known[key_of(line)]).scores}
     missing = [call for call in calls if call.key not in done]
     with tqdm(total=len(calls), initial=len(calls) - len(missing), desc="judging", unit="call") as bar:
@@ -108,14 +112,14 @@ async def _judge(state: _State, call: Call) -> str:
         if attempt > 1 and temperature >= 0:
             temperature = max(temperature, WARMER)
         try:
-            completion = await _send(state, text, temperature)
+            completion = await _send(state, call, text, temperature)
         except _GivenUp as error:
             return str(error)
         line = _line(state, call, completion) | {
             "attempt": attempt,
             "temperature": temperature,
             "marker": marker,
-            "prompt_sha256": prompt_hash(text),
+            "prompt_sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
         verdict = parse(line, call)
         problem = verdict.problem
@@ -145,10 +149,10 @@ def _line(state: _State, call: Call, completion: ChatCompletion) -> dict:
     }
 
 
-async def _send(state: _State, text: str, temperature: float) -> ChatCompletion:
+async def _send(state: _State, call: Call, text: str, temperature: float) -> ChatCompletion:
     """One reply, after as many tries as it takes up to TRIES. Raises _GivenUp, or EnvironmentFault where no further
     call can fare better."""
-    reason = ""
+    reason, refused = "", False
     for attempt in range(TRIES):
         if attempt:
             await asyncio.sleep(min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.5, 1))
@@ -156,12 +160,13 @@ async def _send(state: _State, text: str, temperature: float) -> ChatCompletion:
             await asyncio.sleep(rest)
         try:
             completion = await _once(state, text, temperature)
-            state.lost = 0
+            state.lost.clear()
             return completion
         except openai.APIStatusError as error:
             reason = _reason(error)
             _end_where_hopeless(error, reason)
             if error.status_code not in (408, 409, 429) and error.status_code < 500:
+                refused = True
                 break
             wait = _retry_after(error)
             if wait > LONGEST_WAIT:
@@ -170,9 +175,10 @@ async def _send(state: _State, text: str, temperature: float) -> ChatCompletion:
             state.not_before = max(state.not_before, time.monotonic() + wait)
         except (openai.APIError, TimeoutError, ValueError) as error:
             reason = _reason(error)
-    state.lost += 1
-    if state.lost >= LOST_IN_A_ROW:
-        raise EnvironmentFault(f"{state.endpoint.base_url}: {state.lost} calls in a row failed, the last with {reason}")
+    # A prompt that is refused, too long perhaps, is refused in each of its orders: that counts once.
+    state.lost.add((call.item.category, call.item.number) if refused else call.key)
+    if len(state.lost) >= LOST_IN_A_ROW:
+        raise EnvironmentFault(f"{state.endpoint.base_url}: {LOST_IN_A_ROW} in a row failed, the last with {reason}")
     raise _GivenUp(reason)
 
 
@@ -215,9 +221,10 @@ def _reason(error: Exception) -> str:
     """The error in one short line."""
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "no reply in time"
-    status = f"{error.status_code} " if isinstance(error, openai.APIStatusError) else ""
+    code = f"{error.status_code} " if isinstance(error, openai.APIStatusError) else ""
+    message = (getattr(error, "message", "") or str(error)).removeprefix(f"Error code: {code}- ")
     cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
-    return _safe(f"{status}{getattr(error, 'message', '') or error}{cause}".replace("\n", " ")[:200])
+    return _safe(f"{code}{message}{cause}".replace("\n", " ")[:200])
 
 
 def _key() -> str:

@@ -108,7 +108,7 @@ def judging(flags: Mapping[str, object]) -> dict[str, str]:
         problems.append(f"--raters: {flags['raters']} is more than {MOST_RATERS}")
     if "sheets" in flags:
         problems += [] if flags["sheets"] else ["the filled sheets are missing: collect sheet-1.csv sheet-2.csv"]
-        problems += [f"{path} does not exist" for path in flags["sheets"] if not os.path.isfile(path)]
+        problems += [f"{path} is no file" for path in flags["sheets"] if not os.path.isfile(path)]
     _refuse(problems)
     return answers
 

@@ -3,6 +3,7 @@
     rows without padding   a micro batch is one sequence of all its rows; attention stays inside each row
     FusedLora              base and LoRA product of a layer in one step, computed in the base's dtype
     summed_loss            logits of a few learned tokens at a time, their gradient at once: never all of the vocabulary
+                           (on a GPU liger-kernel's, where it is installed)
     part_tokens            a micro batch goes through the model in parts that the memory does not notice
     keep_memory            the allocator keeps what it has, instead of a page fault for each page of each step
 
@@ -75,10 +76,15 @@ def _is_last(head: nn.Module | None, model) -> bool:
 
 def _attention(device: torch.device) -> str:
     """flash-attn's kernel for rows of different lengths where it is installed, else one call a row."""
-    if device.type == "cuda" and find_spec("flash_attn") is not None:
+    if _offers(device, "flash_attn"):
         return "flash_attention_2"
     AttentionInterface.register(ROWS, rows_attention)
     return ROWS
+
+
+def _offers(device: torch.device, package: str) -> bool:
+    """Whether this is a GPU and the package with its kernels, which only GPUs have, is installed."""
+    return device.type == "cuda" and find_spec(package) is not None
 
 
 def keep_memory() -> None:
@@ -170,6 +176,10 @@ class _LoraProduct(torch.autograd.Function):
 
 def summed_loss(hidden: torch.Tensor, head: nn.Linear, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy summed over tokens. hidden (tokens, size), targets (tokens,); the head is frozen."""
+    if _offers(hidden.device, "liger_kernel"):
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        return LigerFusedLinearCrossEntropyLoss(reduction="sum")(head.weight, hidden, targets, head.bias)
     return _SummedLoss.apply(hidden, head.weight, head.bias, targets)
 
 

@@ -27,8 +27,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # what a full disk raises names no file
+            error.filename = error.filename or str(path)
         raise
 
 
@@ -73,9 +75,12 @@ def new_folder(output: Path, needed_bytes: int) -> Iterator[Path]:
     """
     check_empty(output)
     output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
     staging = output.with_name(f"{PART}{output.name}")
-    lock = _take(staging)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock = _take(staging)
+    except OSError as error:
+        raise EnvironmentFault(f"--output_dir: {output} cannot be made: {error.strerror}") from None
     try:
         for path in staging.iterdir():
             path.unlink()

@@ -6,16 +6,16 @@ robust: as many calls a prompt as there are systems, each system once in each pl
 items.json in the output folder pins what the verdicts beside it are about.
 """
 
-import hashlib
 import json
 import random
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from utils.errors import DataFault
 from utils.files import sha256_file, write_json
+from utils.replies import without_thoughts
 from utils.rows import Row, read_prompts
 from utils.strict_json import read_values
 
@@ -62,8 +62,8 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The call as people are told of it: 01qa 3, turn 2."""
-        turn = f", turn {self.rotation + 1}" if self.mode == "robust" else ""
+        """The call as people are told of it: 01qa 3 turn 2."""
+        turn = f" turn {self.rotation + 1}" if self.mode == "robust" else ""
         return f"{self.item.category} {self.item.number}{turn}"
 
     @property
@@ -75,8 +75,8 @@ class Call:
 def read_items(answers: Mapping[str, str], test_data: str) -> list[Item]:
     """Every prompt of test_data (a folder of category files, or one file) with each system's answer.
 
-    answers: system -> its test.json, or a folder of them. Raises DataFault listing the prompts that a system lacks, or
-    has answered and test_data has not.
+    answers: system -> its test.json, or a folder of them; <think> blocks are no part of an answer. Raises DataFault
+    listing the prompts that a system lacks, or has answered and test_data has not.
     """
     prompts = _read_test_data(Path(test_data))
     given = {system: _read_answers(path, prompts, test_data) for system, path in answers.items()}
@@ -119,18 +119,24 @@ def _read_answers(path: str, prompts: Mapping[str, tuple[str, int, Row]], test_d
                 raise DataFault(f"{file}:{line}: a second answer to the same prompt ({row['instruction'][:30]})")
             if _identity(row) not in prompts:
                 others.append(f"line {line} ({row['instruction'][:20]})")
-            answers[_identity(row)] = row["output"]
+            answers[_identity(row)] = without_thoughts(row["output"])
     lacking = [f"{category} {number}" for key, (category, number, _) in prompts.items() if key not in answers]
     if lacking or others:
-        parts = [f"lacks {_listed(lacking)}"] if lacking else []
-        parts += [f"answers others: {_listed(others)}"] if others else []
+        parts = [f"lacks {_prompts(lacking)}"] if lacking else []
+        parts += [f"answers {_prompts(others, 'other prompt')}"] if others else []
         raise DataFault(f"{path} does not match {test_data}: it {'; it '.join(parts)}")
     return answers
 
 
-def _listed(names: Sequence[str], most: int = 40) -> str:
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)} prompts: {', '.join(names[:most])}{more}" if names else ""
+    return f"{', '.join(names[:most])}{more}"
+
+
+def _prompts(names: Sequence[str], word: str = "prompt") -> str:
+    return f"{len(names)} {word}{'s' * (len(names) > 1)}: {listed(names, 40)}"
 
 
 def _identity(row: Row) -> str:
@@ -182,7 +188,7 @@ def _difference(old: Sequence[Item], old_seed: int, new: Sequence[Item], seed: i
         return "the prompts of --test_data are others"
     both = zip(old, new, strict=True)
     changed = [f"{b.category} {b.number} ({n})" for a, b in both for n in b.answers if a.answers[n] != b.answers[n]]
-    return f"other answers to {_listed(changed)}" if changed else ""
+    return f"other answers to {_prompts(changed)}" if changed else ""
 
 
 # --- Asking ---
@@ -220,8 +226,3 @@ def prompt(call: Call, marker: str) -> str:
     texts = [call.item.question, *call.answers]
     fenced = [f"[{marker} {name}]\n{text}\n[/{marker} {name}]" for name, text in zip(names, texts, strict=True)]
     return "\n\n".join([_ROBUST.format(count=count, marker=marker), *fenced])
-
-
-def prompt_hash(text: str) -> str:
-    """Hex SHA-256 of a prompt as it was sent."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()

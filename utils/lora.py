@@ -120,10 +120,13 @@ class Adapter:
     def _scale(self, module: str, a: torch.Tensor, b: torch.Tensor) -> float:
         """alpha / r, or alpha / sqrt(r) for rsLoRA; the patterns name modules with their own."""
         try:
-            rank = self._of("rank_pattern", module, self.config.get("r") or a.shape[0])
-            alpha = float(self._of("alpha_pattern", module, self.config["lora_alpha"]))
-        except (KeyError, TypeError, ValueError, re.error) as error:
-            raise ModelFault(f"{self.folder}/adapter_config.json: no usable lora_alpha or patterns ({error})") from None
+            rank = self._of("rank_pattern", module, self.config.get("r", a.shape[0]))
+            alpha = self._of("alpha_pattern", module, self.config["lora_alpha"])
+            if type(rank) is not int or rank < 1 or not math.isfinite(alpha):
+                raise ValueError(f"r {rank}, lora_alpha {alpha}")
+        except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+            problem = f"no usable r, lora_alpha or patterns ({error})"
+            raise ModelFault(f"{self.folder}/adapter_config.json: {problem}") from None
         if a.ndim != 2 or b.ndim != 2 or (a.shape[0], b.shape[1]) != (rank, rank):
             shapes = f"lora_A {list(a.shape)} and lora_B {list(b.shape)}, the rank is {rank}"
             raise ModelFault(f"{self.folder}: {module} has {shapes}")
@@ -134,16 +137,40 @@ class Adapter:
         patterns = self.config.get(key) or {}
         return next((value for name, value in patterns.items() if re.match(rf"(.*\.)?({name})$", module)), usual)
 
-    def left_out(self, places: set[str], layout: Weights) -> list[str]:
-        """Weights of the base whose modules adapter_config.json targets, and that the adapter has nothing for."""
+    def _targets(self) -> re.Pattern | None:
+        """What the names of the weights match that target_modules names; None where it does not name any."""
         targets = self.config.get("target_modules")
-        if not isinstance(targets, list) or any(
-            self.config.get(key) for key in ("layers_to_transform", "exclude_modules")
-        ):
-            return []
-        ends = tuple(f".{target}.weight" for target in targets)
-        wanted = [name for name, tensor in layout.items() if tensor.ndim == 2 and f".{name}".endswith(ends)]
-        return [name for name in wanted if name not in places]
+        if isinstance(targets, list):
+            targets = rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
+        if not isinstance(targets, str) or targets == "all-linear":
+            return None
+        try:
+            return re.compile(rf"(?:{targets})\.weight")
+        except re.error as error:
+            raise ModelFault(f"{self.folder}/adapter_config.json: target_modules {targets}: {error}") from None
+
+    def check_targets(self, places: set[str], layout: Weights) -> None:
+        """Hold the deltas against the modules that adapter_config.json targets.
+
+        places: names of the base's weights that the adapter changes. Raises ModelFault for a delta too many, and for a
+        module of the base that is left out.
+        """
+        saved = tuple(self.config.get("modules_to_save") or ())
+        lost = [name for name in layout if name.removesuffix(".weight").endswith(saved) and name not in places]
+        if lost and saved:
+            raise ModelFault(f"{self.folder}: {lost[0]} is in modules_to_save, and not in the adapter (a cut adapter)")
+        targets = self._targets()
+        if targets is None:
+            return
+        if extra := [name for name in self.deltas if not targets.fullmatch(name)]:
+            count = f"{len(extra)} of its layers are not in target_modules, the first is {extra[0]}"
+            raise ModelFault(f"{self.folder}: {count} (tensors of one adapter beside the configuration of another)")
+        if any(self.config.get(key) for key in ("layers_to_transform", "exclude_modules")):
+            return
+        wanted = [name for name, tensor in layout.items() if tensor.ndim == 2 and targets.fullmatch(name)]
+        if left_out := [name for name in wanted if name not in places]:
+            count = f"{len(left_out)} of the layers it is for are in the base and not in it, the first is {left_out[0]}"
+            raise ModelFault(f"{self.folder}: {count} (a cut adapter, or one for a smaller model)")
 
 
 def refuse_merged_linear(source: Path, config: dict, tensors: Weights) -> None:

@@ -27,7 +27,6 @@ ALLOCATOR (KEEPING) is what lies between the pieces: of memory that is freed, a 
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import datasets
 import numpy
@@ -38,10 +37,6 @@ from torch import nn
 from utils import fast, runtime
 
 ALLOCATOR, KEEPING = 1.3, 1.4  # measured with glibc's allocator over steps of many lengths; as fast.keep_memory sets it
-_LIMITS = (  # of a container: its memory and what is used of it
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 
 
 def estimate(model, rows: datasets.Dataset, flags: Mapping[str, object], device: torch.device) -> dict[str, int]:
@@ -74,13 +69,8 @@ def estimate(model, rows: datasets.Dataset, flags: Mapping[str, object], device:
 
 def free_bytes(device: torch.device) -> int:
     """What a run can have: the device's free memory, on a CPU with what this process holds already."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
-    for limit, used in _LIMITS:
-        if Path(limit).exists() and (text := Path(limit).read_text().strip()).isdigit():
-            free = min(free, int(text) - int(Path(used).read_text()))
-    return free + psutil.Process().memory_info().rss
+    free = runtime.free_bytes(device)
+    return free if device.type == "cuda" else free + psutil.Process().memory_info().rss
 
 
 def advice(needed: Callable[[Mapping[str, object]], int], flags: Mapping[str, object], free: int) -> str:

@@ -1,17 +1,14 @@
 """W + scale * B @ A, tensor by tensor: a base and its adapters into plain weights that transformers loads as they are.
 
-Whether they fit is known from names and shapes, before a byte is written. Then each tensor is mapped from the disk,
-changed block by block, written, read back and hashed. Source of the arithmetic: LoRA (Hu et al. 2021), scale =
-alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023); in float32, in PEFT's order of operations.
+Each tensor is mapped from the disk, changed block by block, written, read back and hashed. Source of the arithmetic:
+LoRA (Hu et al. 2021), scale = alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023); in float32, in PEFT's
+order of operations. What is to be merged is utils.planning's concern.
 """
 
-import re
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,164 +17,10 @@ from tqdm import tqdm
 from utils import proof, vocabulary, weights
 from utils.errors import ModelFault
 from utils.files import write_json
-from utils.lora import INPUT, OUTPUT, Adapter, Change, blocks
-from utils.weights import Weights
+from utils.lora import Change, blocks
+from utils.planning import Plan
 
 REPORT = "merge_report.json"
-TIED = ("bloom", "gpt2", "opt")  # tied where config.json does not say
-CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # their linear weights are (in, out)
-# Families whose layers are all alike: where config.json has their number, and what stands outside them.
-DEPTHS = {"llama": ("num_hidden_layers",), "bloom": ("n_layer", "num_hidden_layers")}
-ENDS = {
-    "llama": ("embed_tokens.weight", "norm.weight"),
-    "bloom": ("word_embeddings.weight", "word_embeddings_layernorm.weight", "ln_f.weight"),
-}
-
-
-@dataclass
-class Plan:
-    """A merge that fits. layout: the merged weights, empty; rows: of the embeddings (None: none known by name)."""
-
-    base: Path
-    config: dict
-    layout: Weights
-    changes: dict[str, Change]
-    tied: bool
-    base_rows: int | None
-    rows: int | None
-    tokenizer: Path | None
-
-    @property
-    def bytes(self) -> int:
-        """Disk space of the merged weights."""
-        return sum(tensor.nbytes for tensor in self.layout.values())
-
-    @property
-    def weights(self) -> int:
-        """How many numbers they are."""
-        return sum(tensor.numel() for tensor in self.layout.values())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the changed weights (where they differ: the coarsest one's)."""
-        kinds = {tensor.dtype for name, tensor in self.layout.items() if name in self.changes}
-        return max(kinds, key=lambda kind: torch.finfo(kind).eps)
-
-
-def plan(base: Path, adapters: list[Adapter], dtype: str) -> Plan:
-    """Hold the adapters, in order, and their tokenizers against the base.
-
-    dtype: "auto" keeps each weight's own, or a name such as "float16". Raises ModelFault for a quantised base, a
-    missing weight, shapes or vocabularies that do not fit.
-    """
-    config = weights.read_object(base / "config.json")
-    if config.get("quantization_config") or (base / "quantize_config.json").exists():
-        raise ModelFault(f"{base} is quantised: merging would round the result, take the full-precision base")
-    layout = weights.layout(base)
-    tied = _is_tied(config, layout)
-    _check_layers(base, config, layout, tied)
-    base_rows = _rows(layout)
-    if tied and any(_embeddings([*adapter.deltas, *adapter.whole]) for adapter in adapters):
-        layout = {name: tensor for name, tensor in layout.items() if not name.endswith(OUTPUT)}
-    changes: dict[str, Change] = {}
-    for adapter in adapters:
-        if tied:
-            _check_tied(adapter)
-        _fit(adapter, config, layout, changes, tied)
-    rows = _rows(layout)
-    if others := [name for name, tensor in layout.items() if tensor.dtype not in weights.DTYPES]:
-        raise ModelFault(f"{base}: {others[0]} is {layout[others[0]].dtype}, a quantised weight cannot be merged into")
-    for name, tensor in layout.items():
-        kept = dtype == "auto" or not tensor.is_floating_point()
-        layout[name] = tensor if kept else tensor.to(getattr(torch, dtype))
-    folders = [adapter.folder for adapter in adapters]
-    tokenizer = vocabulary.choose_tokenizer(base, folders, rows, base_rows)
-    return Plan(base, config, layout, changes, tied, base_rows, rows, tokenizer)
-
-
-def _embeddings(names: list[str] | Weights) -> list[str]:
-    return [name for name in names if name.endswith((*INPUT, *OUTPUT))]
-
-
-def _is_tied(config: dict, layout: Weights) -> bool:
-    head = any(name.endswith(OUTPUT) for name in layout)
-    usual = config.get("model_type") in TIED if head else config.get("model_type") != "llama"
-    return bool(config.get("tie_word_embeddings", usual))
-
-
-def _rows(layout: Weights) -> int | None:
-    """Rows of the embeddings. Raises ModelFault where input and output would differ."""
-    rows = {len(layout[name]): name for name in _embeddings(layout)}
-    if len(rows) > 1:
-        both = " and ".join(f"{name} {count}" for count, name in rows.items())
-        raise ModelFault(f"input and output embeddings would differ in rows: {both} (the adapter grows one of them)")
-    return next(iter(rows), None)
-
-
-def _check_layers(base: Path, config: dict, layout: Weights, tied: bool) -> None:
-    """A LLaMA or BLOOM base has every weight. (Of other families only the forward pass of --verify knows.)"""
-    family = config.get("model_type")
-    layers: dict[int, set[str]] = {}
-    for name in layout:
-        if match := re.search(r"(?:^|\.)(?:layers|h)\.(\d+)\.(.+)", name):
-            layers.setdefault(int(match[1]), set()).add(match[2])
-    depth = next((config[key] for key in DEPTHS.get(family, ()) if key in config), 0)
-    wanted = set().union(*layers.values())
-    missing = [f"layer {n}'s {name}" for n in range(depth) for name in sorted(wanted - layers.get(n, set()))]
-    ends = (*ENDS.get(family, ()), *(("lm_head.weight",) if family == "llama" and not tied else ()))
-    missing += [end for end in ends if not any(f".{name}".endswith(f".{end}") for name in layout)]
-    if missing:
-        raise ModelFault(f"{base}: {len(missing)} weights are missing in the base model, the first is {missing[0]}")
-
-
-def _check_tied(adapter: Adapter) -> None:
-    """One matrix serves as input and output embedding: an adapter must mean the same for both."""
-    if touched := _embeddings(list(adapter.deltas)):
-        raise ModelFault(f"{adapter.folder}: LoRA on {touched[0]} alone cannot be merged, the base ties its embeddings")
-    heads = [name for name in adapter.whole if name.endswith(OUTPUT)]
-    inputs = [name for name in adapter.whole if name.endswith(INPUT)]
-    if heads and not (inputs and torch.equal(adapter.whole[heads[0]], adapter.whole[inputs[0]])):
-        other = f"differs from {inputs[0]}" if inputs else "comes without the input embedding"
-        raise ModelFault(f"{adapter.folder}: {heads[0]} {other}, the base ties the two")
-
-
-def _fit(adapter: Adapter, config: dict, layout: Weights, changes: dict[str, Change], tied: bool) -> None:
-    """Enter the adapter's changes; grown embeddings change `layout`. Raises ModelFault."""
-    places = {name: _place(name, layout) for name in (*adapter.whole, *adapter.deltas)}
-    missing = [name for name, place in places.items() if place is None and not (tied and name.endswith(OUTPUT))]
-    if missing:
-        count = f"{len(missing)} weights of the adapter are not in the base model, the first is {missing[0]}"
-        raise ModelFault(f"{adapter.folder}: {count} (an adapter for another model, or of another depth)")
-    if left_out := adapter.left_out({place for place in places.values() if place}, layout):
-        count = f"{len(left_out)} of the layers it is for are in the base and not in it, the first is {left_out[0]}"
-        raise ModelFault(f"{adapter.folder}: {count} (a cut adapter, or one for a smaller model)")
-    for name, tensor in adapter.whole.items():
-        if place := places[name]:
-            _check_shape(adapter.folder, name, tensor, layout[place])
-            changes[place] = Change(tensor)
-            layout[place] = torch.empty(tensor.shape, dtype=layout[place].dtype, device="meta")
-    family = config.get("model_type")
-    for name, delta in adapter.deltas.items():
-        place, is_conv1d = places[name], family in CONV1D or (family is None and adapter.fan_in_fan_out)
-        if is_conv1d and not name.endswith(OUTPUT):
-            delta = delta.transposed()
-        if delta.shape != tuple(layout[place].shape) or not layout[place].is_floating_point():
-            theirs = f"{list(layout[place].shape)} ({layout[place].dtype})".replace("torch.", "")
-            raise ModelFault(f"{adapter.folder}: {name} is {list(delta.shape)} here and {theirs} in the base model")
-        changes.setdefault(place, Change()).deltas.append(delta)
-
-
-def _place(name: str, layout: Weights) -> str | None:
-    """The base's name of a weight: a checkpoint of a bare model (BLOOM's) leaves out the first part."""
-    return next((place for place in (name, name.partition(".")[2]) if place in layout), None)
-
-
-def _check_shape(folder: Path, name: str, new: torch.Tensor, old: torch.Tensor) -> None:
-    """Only embeddings grow, and nothing shrinks."""
-    grows = name.endswith((*INPUT, *OUTPUT)) and new.shape[1:] == old.shape[1:] and len(new) > len(old)
-    if new.shape != old.shape and not grows:
-        order = " (adapters in the wrong order?)" if new.shape[1:] == old.shape[1:] else ""
-        raise ModelFault(f"{folder}: {name} is {list(new.shape)} here and {list(old.shape)} in the base model{order}")
 
 
 def merged(weight: torch.Tensor, change: Change | None, empty: torch.Tensor, scratch: weights.Scratch) -> torch.Tensor:
@@ -254,6 +97,13 @@ def _anonymous_bytes() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
+def check_whole(output: Path) -> None:
+    """Raises ModelFault where a finished merge has lost weights since."""
+    hashes = weights.read_object(output / REPORT)["tensors"]
+    if weights.layout(output).keys() != hashes["changed"].keys() | hashes["unchanged"].keys():
+        raise ModelFault(f"{output}: its weights are not those that were merged (remove it and merge again)")
+
+
 def _check_files(plan: Plan, target: Path) -> None:
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.layout(target).items()}
     if found != {name: (tensor.shape, tensor.dtype) for name, tensor in plan.layout.items()}:
@@ -290,8 +140,8 @@ def _copy_small_files(plan: Plan, target: Path) -> None:
     generation = plan.base / "generation_config.json"
     if generation.is_file():
         write_json(target / generation.name, _right_ids(weights.read_object(generation), plan.config))
-    for path in vocabulary.tokenizer_files(plan.tokenizer) if plan.tokenizer else ():
-        shutil.copy(path, target)
+    if plan.tokenizer:
+        vocabulary.copy_tokenizer(plan.tokenizer, target)
 
 
 def _right_ids(settings: dict, config: dict) -> dict:

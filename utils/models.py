@@ -13,10 +13,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    LlamaTokenizer,
 )  # fmt: skip
 from transformers.utils import logging as transformers_logging
 
-from utils import fast, runtime
+from utils import fast, runtime, vocabulary
 from utils.errors import ArgumentFault, ModelFault
 
 transformers_logging.set_verbosity_error()  # its load report is replaced by the checks below
@@ -40,15 +41,17 @@ def load_tokenizer(folder: Path):
     """The tokenizer with EOS and a padding id set; text such as "</s>" in data is text, never a special token.
 
     LLaMA has no padding token: id 0 (unk) is used, as in Alpaca-LoRA; padding is masked, so any id serves. BLOOM's is
-    <pad>, id 3. Conversions of early 2023 lost the names of BOS and EOS: ids 1 and 2 are put back.
+    <pad>, id 3. What LLaMA conversions of early 2023 have lost is put back.
     Raises ModelFault for one that cannot be read, or has entries that the base's embedding has no row for.
     """
+    lost = vocabulary.early_llama(folder)
+    kind = LlamaTokenizer if lost.pop("tokenizer_class", None) else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, split_special_tokens=True)
+        tokenizer = kind.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, split_special_tokens=True, **lost
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelFault(f"{folder}: no usable tokenizer: {_first_line(error)}") from None
-    if not tokenizer.eos_token and tokenizer.convert_ids_to_tokens([1, 2]) == ["<s>", "</s>"]:
-        tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
     if tokenizer.eos_token_id is None:
         raise ModelFault(f"{folder}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:

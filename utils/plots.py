@@ -3,14 +3,21 @@
 import io
 import json
 import math
+import re
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib import font_manager, pyplot
 
 from utils.files import write_atomic
+
+_CHINESE = re.compile(
+    r"(?!.*(bold|bd|black|thin|light|medium))((noto|source).*sans.*(cjk|sc|cn)|wqy|msyh|simhei|pingfang|hiragino)", re.I
+)
 
 
 def read_metrics(path: str | Path) -> list[dict]:
@@ -24,6 +31,20 @@ def _save(figure: pyplot.Figure, target: str | Path) -> None:
     figure.savefig(picture, format="png", dpi=120)
     pyplot.close(figure)
     write_atomic(Path(target), picture.getvalue())
+
+
+def _fonts(names: Iterable[str]) -> list[str]:
+    """Font families that can draw the names: matplotlib's own has no Chinese, so one of the system's stands behind."""
+    families = ["DejaVu Sans"]
+    if all(map(str.isascii, names)):
+        return families
+    for path in sorted(font_manager.findSystemFonts()):
+        if _CHINESE.match(Path(path).name):
+            font_manager.fontManager.addfont(path)
+            return [*families, font_manager.get_font(path).family_name]
+    print("scores.png: no Chinese font is installed (fonts-noto-cjk is one), its characters are boxes")
+    warnings.filterwarnings("ignore", "Glyph", UserWarning)
+    return families
 
 
 def loss(stages: dict[str, str | Path], target: str | Path) -> None:
@@ -107,6 +128,7 @@ def scores(judges: dict[str, dict[str, dict[str, dict]]], target: str | Path) ->
     """
     categories = list(dict.fromkeys(category for cells in judges.values() for category in cells))
     systems = list(dict.fromkeys(system for cells in judges.values() for row in cells.values() for system in row))
+    pyplot.rcParams["font.family"] = _fonts([*judges, *categories, *systems])
     figure, axes = pyplot.subplots(
         len(judges), 1, figsize=(max(7, 1.3 * len(categories) + 2), 3.2 * len(judges) + 0.6), sharex=True,
         squeeze=False, layout="constrained",

@@ -5,14 +5,13 @@ same 64 greedy tokens behind each, all logits.
 """
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from utils import encode, weights
+from utils import encode, runtime, weights
 from utils.errors import EnvironmentFault, ModelFault
 from utils.lora import INPUT, OUTPUT, Change, blocks
 from utils.prompter import Prompter
@@ -98,21 +97,13 @@ def place(weights_in_all: int, stored_bytes: int, devices: list[torch.device]) -
     """
     for dtype, needed in (("float32", 4 * weights_in_all), ("auto", stored_bytes)):
         for device in devices:
-            if _free_memory(device) > 1.25 * needed:
+            if runtime.free_bytes(device) > 1.25 * needed:
                 return device, dtype
-    free = max(map(_free_memory, devices))
+    free = max(map(runtime.free_bytes, devices))
     raise EnvironmentFault(
         f"the forward proof needs {1.25 * stored_bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: "
         "--verify False leaves it out"
     )
-
-
-def _free_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), math.inf)
 
 
 @dataclass

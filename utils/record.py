@@ -133,7 +133,7 @@ def describe_merge(base: dict, adapters: list[tuple[Path, str]], dtype: str) -> 
 def _describe_adapter(folder: Path, sha256: str) -> dict:
     run = read(folder) or {}
     base, continues, earlier = _get(run, "base", "fingerprint"), [], run
-    while parent := earlier.get("parent"):
+    while (parent := earlier.get("parent")) and parent["sha256"] not in continues:
         continues.append(parent["sha256"])
         earlier = read(Path(parent["path"])) or {}
     return {"path": str(folder.resolve()), "sha256": sha256, "base": base, "continues": continues}
@@ -146,10 +146,13 @@ def _merged_before(base: dict) -> list[str]:
 
 
 def check_merge(run: dict, force_base: bool) -> None:
-    """Raises ModelFault for an adapter that would be inside twice, itself or as the start of one that continues it, and
-    for a first adapter that was trained on another base; with force_base that is a warning."""
+    """Raises ModelFault for an adapter that is not what its run wrote, for one that would be inside twice, itself or
+    as the start of one that continues it. A first one trained on another base: the same, or a warning with force_base.
+    """
     inside = _merged_before(run["base"])
     for adapter in run["adapters"]:
+        if problem := changed_file(Path(adapter["path"]), read(Path(adapter["path"])) or {}):
+            raise ModelFault(f"--lora_model: {problem}")
         if adapter["sha256"] in inside:
             raise ModelFault(
                 f"--lora_model: {adapter['path']} is merged already, into --base_model or before in the list"

@@ -21,9 +21,11 @@ _ALIKE = {
     "消极": "消极|负面|负向|negative",
     "中性": "中性|中立|neutral",
 }
-_NOT = r"(?<!不)(?<!非)(?<!无)(?<!不是)(?<!不算)(?<!而非)(?<!并非)(?<!没有)"
+_DENIALS = ["不", "非", "无", "不是", "不算", "不太", "不够", "不很", "而非", "并非", "没有", "谈不上", "称不上"]
+_NOT = "".join(f"(?<!{words})" for words in _DENIALS)
 _ANSWER = re.compile(r"答案|答|结果|所以|因此|综上|共有|answer|result|boxed", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:又\d+/\d+|\s*/\s*\d+)?(?![\d/])")
+_CHECK = re.compile(r"(?<=\d)\D{0,4}(?:验算|检验|验证|check)", re.IGNORECASE)  # what follows a result
+_NUMBER = re.compile(r"(?<![a-zA-Z_\d.])-?\d+(?:\.\d+)?(?:又\d+/\d+|\s*/\s*\d+)?(?![\d/])")
 
 
 def columns(items: Sequence[Item]) -> Columns:
@@ -43,19 +45,25 @@ def score(item: Item, answer: str) -> float | None:
 
 
 def label(text: str) -> str | None:
-    """The one sentiment that a text names (and does not deny); None for none or for several."""
+    """The one sentiment that a text names (and does not deny), behind the last word for "answer" or in all of it; None
+    for none or for several."""
     plain = re.sub(r"[\s“”\"'‘’「」*_]", "", unicodedata.normalize("NFKC", text)).lower()
-    named = {label for label, words in _ALIKE.items() if re.search(f"{_NOT}(?:{words})", plain)}
-    return named.pop() if len(named) == 1 else None
+    for part in (_ANSWER.split(plain)[-1], plain):
+        named = {label for label, words in _ALIKE.items() if re.search(f"{_NOT}(?:{words})", part)}
+        if len(named) == 1:
+            return named.pop()
+    return None
 
 
 def result(text: str) -> Fraction | None:
     """The number that a text ends in: behind the last word for "answer", else its last number; behind an "=" there."""
     plain = unicodedata.normalize("NFKC", _plain_latex(text)).replace("−", "-").replace("⁄", "/")
     plain = re.sub(r"(?<=\d),(?=\d{3})", "", plain)
+    plain = re.sub(r"(?<=\d)\s*(?:≈|约等于)\s*\d[\d.]*|(?:而非|并非|不是)\s*\d[\d.]*", "", plain)
     words = list(_ANSWER.finditer(plain))
     for start in [*(word.end() for word in reversed(words)), 0]:
-        sentence = re.split(r"[。\n;!]", plain[start:].lstrip(" :是为=*$\\({"), maxsplit=1)[0] if start else plain
+        behind = re.split(r"[。\n;!]", plain[start:].lstrip(" :是为=*$\\({"), maxsplit=1)[0]
+        sentence = behind if start else _CHECK.split(plain)[0]
         numbers = _NUMBER.findall(sentence.rpartition("=")[2]) or _NUMBER.findall(sentence)
         if numbers:
             return _fraction(numbers[0] if start else numbers[-1])

@@ -6,6 +6,7 @@ marks, or word for word in a judged answer, moves nothing. Where two readings ar
 asked again.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -13,16 +14,16 @@ from dataclasses import dataclass
 
 _DIGITS = "零〇一二两三四五六七八九十"
 _NUMBER = rf"\d+(?:\.\d+)?|[{_DIGITS}]+(?:点[{_DIGITS}]+)?"
-_LABEL = r"(?:system|系统)\s*[#_\-]?\s*(?P<label>\d{1,3}|[一二三四五六七八九十])(?!\d)"
-_SCORE_WORD = r"分数|评分|得分|打分|总分|score|rating"
+_LABEL = r"(?:system|系[统統])\s*[#_\-]?\s*(?P<label>\d{1,3}|[一二三四五六七八九十])(?!\d)"
+_SCORE_WORD = r"分数|评分|得分|打分|总分|scored?|rating"
 # What may stand between a label and its number. Possessive (*+): a hostile reply cannot make it search for ever.
 _FILL = (
     rf"(?:\s-+\s|[—–]+|{_SCORE_WORD}|最终|最后|总体|综合|修正|更新|调整|改|后|的|评|打|得|给|我|应|该|为|是|成"
-    r"|final|revised|[\s*_`\"'\]】」:=>#{(])*+"
+    r"|final|revised|gets|receives|'s\b|[\s*_`\"'\]】」:=>#{(])*+"
 )
-_UNIT = r"\s*(?:分(?![钟之点析别段类数])|points?\b|pts?\b)"
+_UNIT = r"\s*(?:分(?![钟之点析别段类数制中里米])|points?\b|pts?\b)"
 _DENOMINATOR = (
-    r"\s*(?:\(?\s*(?:/|out of|满分|总分|共)\s*(?:为|是)?\s*(?P<of>\d+)\s*分?\s*\)?|\(\s*(?P<of2>\d+)\s*分制\s*\))"
+    r"[\s*_`]*(?:\(?\s*(?:/|out of|满分|总分|共)\s*(?:为|是)?\s*(?P<of>\d+)\s*分?\s*\)?|\(\s*(?P<of2>\d+)\s*分制\s*\))"
 )
 _VERDICT = re.compile(
     rf"{_LABEL}(?P<fill>{_FILL})(?P<sign>[-−+])?(?P<number>{_NUMBER})(?P<unit>{_UNIT})?(?:{_DENOMINATOR})?",
@@ -30,9 +31,23 @@ _VERDICT = re.compile(
 )
 _CELL = re.compile(rf"(?P<sign>[-−+])?(?P<number>{_NUMBER})(?P<unit>{_UNIT})?(?:{_DENOMINATOR})?", re.IGNORECASE)
 _ANY_LABEL = re.compile(_LABEL, re.IGNORECASE)
-_RANGE = re.compile(rf"[ \t]*分?[ \t]*(?:[-~–—−]+|到|至|或|or)[ \t]*(?:{_NUMBER})", re.IGNORECASE)
+# Also 8,5 and 8 1/2.
+_RANGE = re.compile(
+    rf"[ \t]*分?[ \t]*(?:[-~–—−]+|到|至|或|or)[ \t]*(?:{_NUMBER})"
+    r"|[ \t]*,[ \t]*\d+(?:\.\d+)?[ \t]*(?:分|$|[\n;。!?)])|[ \t]+\d+[ \t]*/[ \t]*\d",
+    re.IGNORECASE,
+)
+# A second score behind the first, in the same line. Only a correction is one for certain: 修正为 6 分.
+_SECOND = re.compile(
+    r"(?:(?P<revised>修正|更正|改|revised to)[^\d\n;。]{0,6}?"
+    r"|(?:最终|最后|应该|应|现在|现)[为是得给]+|^\s*,?\s*实?得)\s*"
+    rf"(?P<number>{_NUMBER})(?:(?P<unit>{_UNIT})|\s*/\s*100?\b)|^\s*(?:→|[-=]>)\s*\d",
+    re.IGNORECASE,
+)
 _COUNTED = re.compile(
-    r"[ \t]*(?:[个条点项处句字年月日号步次种名位行段遍倍%题道篇首件人岁级层组章节款元块米度]|小时)|[+=×^<>a-z\d_]", re.I
+    r"[ \t]*(?:[个条点项处句字年月日号步次种名位行段遍倍%题道篇首件人岁级层组章节款元块米度]|小时|分[钟制中里])"
+    r"|[+=×^<>a-z\d_]",
+    re.IGNORECASE,
 )
 _LINE_END = re.compile(r"[ \t*]*(?:$|\n)")
 _ENDS = re.compile(r"[ \t]*(?:$|[\n;,。!?)\]】}|*_\"'~(:/]|\.[ \t]*(?:$|\n))")
@@ -40,7 +55,7 @@ _QUOTED = re.compile(
     r"“[^”]{0,2000}”|「[^」]{0,2000}」|『[^』]{0,2000}』|‘[^’]{0,2000}’|\"[^\"\n]*\"|(?<!`)`[^`\n]+`(?!`)|^[ \t]*>.*$",
     re.MULTILINE,
 )
-_BEFORE = re.compile(rf"(?:{_SCORE_WORD}|结果|汇总|如下|scores)[: ]*", re.IGNORECASE)
+_BEFORE = re.compile(rf"(?:{_SCORE_WORD}|结果|汇总|如下|scores|给|对于?|for)[: ]*", re.IGNORECASE)
 _AGAIN = re.compile(r"修正|更正|更新|调整|修改|重新|复核|最终|最后|综上|因此|revised|final|correct", re.IGNORECASE)
 _TOLD = re.compile(r"写|称|说|要求|声明|自评|内容|claim|say|said|writ", re.IGNORECASE)
 _DECORATION = " \t*_#>-•·`\"'([【{,、:|"
@@ -120,17 +135,28 @@ def _squeezed(text: str) -> str:
 
 def _mentions(text: str) -> Iterator[_Mention]:
     quoted = _QUOTED.sub(lambda match: " " * len(match[0]) if _holds_verdict(match[0]) else match[0], text)
-    rest = list(quoted)
-    for start, block in _tables(quoted):
-        found = list(_table_mentions(start, block))
-        yield from found
-        if found:
-            rest[start : start + len(block)] = " " * len(block)
-    text, last = "".join(rest), 0
+    text, last = quoted, 0
+    for mention in [mention for start, block in _tables(quoted) for mention in _table_mentions(start, block)]:
+        yield mention
+        end = (quoted + "\n").index("\n", mention.position)
+        text = text[: mention.position] + " " * (end - mention.position) + text[end:]
     for match in _VERDICT.finditer(text):
         if _stands_first(text, match.start(), last) and (mention := _read(text, match)):
             yield mention
+            yield from _second(text, match)
             last = match.end()
+
+
+def _second(text: str, match: re.Match) -> Iterator[_Mention]:
+    """What the line goes on to say about the score at `match`: corrected, or a reason to ask again."""
+    tail = text[match.end() : match.end() + 300].partition("\n")[0]
+    tail = _QUOTED.sub("", _ANY_LABEL.split(tail, maxsplit=1)[0])
+    found = _SECOND.search(tail)
+    if not found or _TOLD.search(tail[: found.start()]):  # 它要求改为 10 分 is what the answer wants
+        return
+    score = _decimal(found["number"]) if found["revised"] and found["unit"] else math.inf
+    given = (score, "") if score <= 10 else (None, "two scores in one line")
+    yield _Mention(match.end(), _whole(match["label"]), *given, found[0])
 
 
 def _holds_verdict(text: str) -> bool:
@@ -140,9 +166,9 @@ def _holds_verdict(text: str) -> bool:
 
 def _stands_first(text: str, start: int, last: int) -> bool:
     """Whether a label at `start` begins a line or a clause, or follows the verdict that ends at `last`."""
-    if last and start - last < 40 and not re.sub(r"[\s,、;/&和及与*_|)}\"'.]|and", "", text[last:start]):
+    if last and start - last < 40 and not re.sub(r"[\s,、;/&和及与给*_|)}\"'.]|and", "", text[last:start]):
         return True
-    clause = re.split(r"[\n;。!?|]", text[max(0, start - 200) : start])[-1].strip(_DECORATION)
+    clause = re.split(r"[\n;。!?|}]", text[max(0, start - 200) : start])[-1].strip(_DECORATION)
     clause = re.sub(r"^\(?\d{1,2}[.、)]?\s*", "", clause).strip(_DECORATION)
     if len(clause) > 24:
         return False
@@ -158,7 +184,7 @@ def _read(text: str, match: re.Match) -> _Mention | None:
     ends = bool(_ENDS.match(text, end))
     if not ends and (not match["number"][0].isdigit() or (not explicit and _COUNTED.match(text, end))):
         return None  # 十分准确 is an adverb, 3 处 counts mistakes
-    alone = "(" in fill or ("\n" in fill and not re.search(_SCORE_WORD, fill, re.IGNORECASE))
+    alone = re.search(r"[(\n]", fill) and not re.search(_SCORE_WORD, fill, re.IGNORECASE)
     if alone and not explicit and not _LINE_END.match(text, end):
         return None  # (1) and, on a line of its own, 1. begin a list
     if match["number"] == "1" and not explicit and not ends and text[end] in ".、":
@@ -178,7 +204,7 @@ def _value(match: re.Match, denominator: str | None = None) -> tuple[float | Non
         return None, f"a score out of {most}"
     if not 0 <= number <= most:
         return None, f"{number:g} is not between 0 and {most}"
-    return number * 10 / most, ""
+    return abs(number) * 10 / most, ""  # -0 is 0
 
 
 def _decimal(text: str) -> float:
@@ -200,38 +226,41 @@ def _whole(text: str) -> int:
 
 
 def _tables(text: str) -> Iterator[tuple[int, str]]:
-    """(start, text) of each run of two or more lines with at least two bars."""
-    for match in re.finditer(r"(?:^[^\n|]*\|[^\n|]*\|[^\n]*(?:\n|$)){2,}", text, re.MULTILINE):
+    """(start, text) of each run of two or more lines with bars."""
+    for match in re.finditer(r"(?:^[^\n|]*\|[^\n]*(?:\n|$)){2,}", text, re.MULTILINE):
         yield match.start(), match[0]
 
 
 def _table_mentions(start: int, block: str) -> Iterator[_Mention]:
-    rows, positions = [], []
+    rows, lines = [], []
     for line in re.finditer(r"[^\n]+", block):
         cells = [cell.strip(" \t*_`") for cell in line[0].strip(" \t").removeprefix("|").removesuffix("|").split("|")]
         if not all(re.fullmatch(r":?-+:?", cell) for cell in cells):
             rows.append(cells)
-            positions.append(start + line.start())
+            lines.append(line)
     header = rows[0]
     across = [_ANY_LABEL.fullmatch(cell) for cell in header]
     columns = [place for place, cell in enumerate(header) if re.search(_SCORE_WORD, cell, re.IGNORECASE)]
-    for row, position in zip(rows, positions, strict=True):
+    for row, line in zip(rows, lines, strict=True):
         if sum(map(bool, across)) > 1 and re.search(_SCORE_WORD, row[0], re.IGNORECASE):
             pairs = [(label, cell, row[0]) for label, cell in zip(across, row, strict=False) if label]
         else:
             pairs = list(_row_verdict(row, header, columns))
         for label, cell, title in pairs:
             if match := _CELL.fullmatch(cell):
+                begin = max(0, line[0].find(label[0]))
+                end = line[0].index(cell, line[0].index("|", begin + 1)) + len(cell)
                 of = re.search(r"(?:/|满分)\s*(\d+)", title)
                 score, problem = _value(match, of and of[1])
-                yield _Mention(position, _whole(label["label"]), score, problem, f"{label[0]}{cell}")
+                yield _Mention(start + line.start(), _whole(label["label"]), score, problem, line[0][begin:end])
 
 
 def _row_verdict(row: list[str], header: list[str], columns: list[int]) -> Iterator[tuple[re.Match, str, str]]:
-    """(label, score, title of its column) of a row that begins with a label: from the one score column, else the one
-    column with a number."""
-    under_system = re.fullmatch(r"系统|system", header[0], re.IGNORECASE) and row[0].isdigit()
-    label = _ANY_LABEL.fullmatch(f"System{row[0]}" if under_system else row[0])
-    numbers = columns or [place for place in range(1, len(row)) if _CELL.fullmatch(row[place])]
+    """(label, score, title of its column) of a row with a label: from the one score column, else the one column behind
+    the label with a number."""
+    under_system = re.fullmatch(r"系[统統]|system", header[0], re.IGNORECASE) and row[0].isdigit()
+    cells = [f"System{row[0]}" if under_system else row[0], *(row[1:2] if row[0].isdigit() else ())]
+    at, label = next(((at, m) for at, cell in enumerate(cells) if (m := _ANY_LABEL.fullmatch(cell))), (0, None))
+    numbers = columns or [place for place in range(at + 1, len(row)) if _CELL.fullmatch(row[place])]
     if label and len(numbers) == 1 and numbers[0] < min(len(row), len(header)):
         yield label, row[numbers[0]], header[numbers[0]]

@@ -2,8 +2,15 @@
 
 import os
 import random
+from pathlib import Path
 
+import psutil
 import torch
+
+_CGROUPS = (  # of a container: the folder, its limit, what is used of it
+    ("/sys/fs/cgroup", "memory.max", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 def rank() -> int:
@@ -21,6 +28,23 @@ def device(gpu_id: str = "") -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(gpu_id or os.environ.get("LOCAL_RANK", "0")))
+
+
+def free_bytes(on: torch.device) -> int:
+    """Memory that is free on a device; for the CPU the machine's, or the container's where that is less."""
+    if on.type == "cuda":
+        return torch.cuda.mem_get_info(on)[0]
+    free = psutil.virtual_memory().available
+    for folder, limit, used in _CGROUPS:
+        if Path(folder, limit).exists() and (text := Path(folder, limit).read_text().strip()).isdigit():
+            free = min(free, int(text) - int(Path(folder, used).read_text()) + _file_cache(Path(folder)))
+    return free
+
+
+def _file_cache(folder: Path) -> int:
+    """Pages of files count as used, and are given back when memory is asked for."""
+    lines = map(str.split, (folder / "memory.stat").read_text().splitlines())
+    return sum(int(size) for name, size in lines if name in ("active_file", "inactive_file"))
 
 
 def compute_dtype(asked: str, stored: torch.dtype, on: torch.device) -> torch.dtype:

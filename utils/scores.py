@@ -10,7 +10,7 @@ from statistics import fmean
 
 from utils import stats
 from utils.judging import Call, Item
-from utils.verdicts import Key, Verdict
+from utils.verdicts import Key, Parsed
 
 Columns = dict[str, list[float | None]]
 TOTAL = "total"
@@ -18,22 +18,24 @@ MOVED = 3.0  # points that one answer's score moves between places
 GAP = 0.5  # points between the mean scores of two places, below which a preference is of no account
 
 
-def columns(items: Sequence[Item], calls: Iterable[Call], verdicts: Mapping[Key, Verdict]) -> Columns:
+def columns(items: Sequence[Item], calls: Iterable[Call], verdicts: Mapping[Key, Parsed]) -> Columns:
     """The mean of a prompt's calls; None unless all of them gave scores, for then the places are not balanced."""
     by_item = _by_item(calls, verdicts)
     result: Columns = {system: [] for system in items[0].answers}
     for item in items:
         turns = by_item[item.category, item.number]
-        whole = all(turn and turn.scores for turn in turns)
         for system, column in result.items():
-            column.append(fmean(turn.scores[turn.order.index(system)] for turn in turns) if whole else None)
+            column.append(fmean(turn[system] for turn in turns) if all(turns) else None)
     return result
 
 
-def _by_item(calls: Iterable[Call], verdicts: Mapping[Key, Verdict]) -> dict[tuple[str, int], list[Verdict | None]]:
-    turns: dict[tuple[str, int], list[Verdict | None]] = {}
+def _by_item(calls: Iterable[Call], verdicts: Mapping[Key, Parsed]) -> dict[tuple[str, int], list[dict[str, float]]]:
+    """{prompt: for each of its calls {system: score} in the order of the places, empty where there are no scores}."""
+    turns: dict[tuple[str, int], list[dict[str, float]]] = {}
     for call in calls:
-        turns.setdefault((call.item.category, call.item.number), []).append(verdicts.get(call.key))
+        verdict = verdicts.get(call.key)
+        scored = dict(zip(call.order, verdict.scores, strict=True)) if verdict and verdict.scores else {}
+        turns.setdefault((call.item.category, call.item.number), []).append(scored)
     return turns
 
 
@@ -74,17 +76,16 @@ def ranks(items: Sequence[Item], scores: Columns) -> dict[str, list[list[str]]]:
     }
 
 
-def position(calls: Iterable[Call], verdicts: Mapping[Key, Verdict]) -> dict:
+def position(calls: Iterable[Call], verdicts: Mapping[Key, Parsed]) -> dict:
     """What the place does to the score, where each system stood in each place.
 
     {"means": by place, "gap": the largest between two, "flagged": whether it is beyond chance and GAP, "moved": each
     answer whose scores differ by MOVED or more}, over the prompts with all their calls.
     """
-    by_item = _by_item(calls, verdicts)
-    whole = {item: turns for item, turns in by_item.items() if all(turn and turn.scores for turn in turns)}
+    whole = {item: turns for item, turns in _by_item(calls, verdicts).items() if all(turns)}
     if not whole:
         return {"means": [], "gap": None, "flagged": False, "moved": []}
-    places = [list(map(fmean, zip(*(turn.scores for turn in turns), strict=True))) for turns in whole.values()]
+    places = [list(map(fmean, zip(*(turn.values() for turn in turns), strict=True))) for turns in whole.values()]
     by_place = list(zip(*places, strict=True))
     means = list(map(fmean, by_place))
     best, worst = by_place[means.index(max(means))], by_place[means.index(min(means))]
@@ -97,9 +98,9 @@ def position(calls: Iterable[Call], verdicts: Mapping[Key, Verdict]) -> dict:
     }
 
 
-def _moved(category: str, number: int, turns: Sequence[Verdict]) -> Iterable[dict]:
-    for system in turns[0].order:
-        given = [turn.scores[turn.order.index(system)] for turn in turns]
+def _moved(category: str, number: int, turns: Sequence[dict[str, float]]) -> Iterable[dict]:
+    for system in turns[0]:
+        given = [turn[system] for turn in turns]
         if max(given) - min(given) >= MOVED:
             yield {"category": category, "number": number, "system": system, "low": min(given), "high": max(given)}
 

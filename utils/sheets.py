@@ -4,6 +4,7 @@ A row is known by its id alone; whose answer it is stands nowhere in the sheet, 
 prompt in another order.
 """
 
+import codecs
 import csv
 import hashlib
 import html
@@ -13,7 +14,6 @@ import random
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -27,14 +27,6 @@ from utils.scores import Columns
 NAME = "people.json"
 _FIELDS = ("id", "category", "prompt", "answer", "score")
 Answer = tuple[int, str]  # place of the item, system
-
-
-@dataclass(frozen=True)
-class People:
-    """The mean scores of the raters, a column a system, None where one of them gave none; and notes on the raters."""
-
-    columns: Columns
-    notes: list[str]
 
 
 def write(output_dir: str, items: Sequence[Item], raters: int, seed: int) -> list[Path]:
@@ -63,8 +55,9 @@ def _rows(items: Sequence[Item], rater: int, seed: int) -> Iterator[dict[str, st
 
 
 def _id(item: Item, system: str, rater: int, seed: int) -> str:
-    """Begins with a letter, so that no spreadsheet takes it for a number."""
-    text = f"{seed}/{item.category}/{item.number}/{system}/{rater}"
+    """Begins with a letter, so that no spreadsheet takes it for a number. Of the texts too: what was filled in about
+    other answers fits no sheet of these, nor does what the browser has kept of it."""
+    text = json.dumps([seed, rater, system, item.category, item.number, item.question, item.answers[system]])
     return "a" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -128,43 +121,40 @@ def _read(path: str, known: Mapping[str, tuple[int, Answer]]) -> tuple[int, dict
 
 
 def _lines(path: str) -> Iterator[tuple[int, str, str]]:
-    """(line, id, score) of each row. Excel may have saved GBK, or semicolons: ids and scores are the same."""
+    """(line, id, score) of each row. Excel may have saved GBK or UTF-16, semicolons or tabs: ids and scores are the
+    same."""
     raw = Path(path).read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = raw.decode("gb18030", "replace")
+    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        text = raw.decode("utf-16", "replace")
+    else:
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = raw.decode("gb18030", "replace")
     head = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
-    fields = [field.strip().lower() for field in next(reader, [])]
-    if not {"id", "score"} <= set(fields):
-        raise DataFault(f"{path}:1: the first line must name the columns id and score")
-    for row in _checked(path, reader):
-        if any(cell.strip() for cell in row):
-            cells = dict(zip(fields, row))
-            yield (
-                reader.line_num,
-                cells.get("id", "").strip(),
-                unicodedata.normalize("NFKC", cells.get("score", "")).strip(),
-            )
-
-
-def _checked(path: str, reader: Iterator[list[str]]) -> Iterator[list[str]]:
     try:
-        yield from reader
+        fields = [field.strip().lower() for field in next(reader, [])]
+        rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
         raise DataFault(f"{path}:{reader.line_num}: not CSV: {error}") from None
+    if not {"id", "score"} <= set(fields):
+        raise DataFault(f"{path}:1: the first line must name the columns id and score")
+    for line, row in rows:
+        cells = dict.fromkeys(fields, "") | dict(zip(fields, row))
+        yield line, cells["id"].strip(), unicodedata.normalize("NFKC", cells["score"]).strip()
 
 
 def _score(where: str, text: str) -> float:
     text = text.removesuffix("分").replace(",", ".")
     if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) > 10:
-        raise DataFault(f'{where}: the score "{text}" is no number from 0 to 10')
+        raise DataFault(f'{where}: the score "{text[:20]}" is no number from 0 to 10')
     return float(text)
 
 
-def read(output_dir: str, items: Sequence[Item]) -> People | None:
-    """What collect has written, None where nothing was. Raises DataFault for a people.json about other items."""
+def read(output_dir: str, items: Sequence[Item]) -> tuple[Columns, str] | None:
+    """The raters' mean scores that collect has written, a column a system, None where one of them gave none; and a note
+    on the raters. None where nothing was collected. Raises DataFault for a people.json about other items."""
     path = Path(output_dir) / NAME
     if not path.exists():
         return None
@@ -181,13 +171,14 @@ def read(output_dir: str, items: Sequence[Item]) -> People | None:
     columns: Columns = {system: [None] * len(items) for system in items[0].answers}
     for place, system in common:
         columns[system][place] = fmean(rater[place, system] for rater in raters)
-    return People(columns, [_rater_note(raters, common)])
+    return columns, _rater_note(raters, common)
 
 
 def _rater_note(raters: Sequence[Mapping[Answer, float]], common: Sequence[Answer]) -> str:
     kappa = stats.mean_kappa([[rater[answer] for answer in common] for rater in raters])
     between = "" if kappa is None else f"; weighted kappa between them {kappa:.2f}"
-    return f"Mean of {len(raters)} raters, over the {len(common)} answers that each of them scored{between}."
+    number = "One rater" if len(raters) == 1 else f"Mean of {len(raters)} raters"
+    return f"{number}, over the {len(common)} answers that each of them scored{between}."
 
 
 # --- The page ---

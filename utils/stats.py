@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from functools import cache
 from itertools import combinations
-from statistics import fmean, stdev
+from statistics import correlation, fmean, stdev
 
 BOOTSTRAP_FROM = 40
 RESAMPLES = 4000
@@ -99,17 +99,11 @@ def differ(first: Sequence[float | None], second: Sequence[float | None], error:
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's: Pearson's correlation of the ranks, ties sharing theirs; None where one side is constant."""
-    return correlation(_ranks(first), _ranks(second))
-
-
-def correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Pearson's; None for fewer than 3 pairs or where one side is constant."""
+    """Spearman's: Pearson's correlation of the ranks, ties sharing theirs; None for fewer than 3 pairs or where one
+    side is constant."""
     if len(first) < 3 or len(set(first)) == 1 or len(set(second)) == 1:
         return None
-    mean_a, mean_b = fmean(first), fmean(second)
-    above = sum((a - mean_a) * (b - mean_b) for a, b in zip(first, second, strict=True))
-    return above / math.sqrt(sum((a - mean_a) ** 2 for a in first) * sum((b - mean_b) ** 2 for b in second))
+    return correlation(_ranks(first), _ranks(second))
 
 
 def _ranks(values: Sequence[float]) -> list[float]:

@@ -57,7 +57,8 @@ def _encoding_hint(data: bytes) -> str:
         text = codecs.getincrementaldecoder("gb18030")().decode(data)  # the cut may fall inside a character
     except UnicodeDecodeError:
         return ""
-    if _chinese(text) < 2 or _chinese(data.decode("utf-8", "ignore")):  # one bad byte among good ones
+    # One bad byte among good ones leaves most of a text Chinese; of GBK read as UTF-8 a character may be, by chance.
+    if _chinese(text) < 2 or 4 * _chinese(data.decode("utf-8", "ignore")) > _chinese(text):
         return ""
     return ", looks like GBK: iconv -f GBK -t UTF-8"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from utils import scores
 from utils.files import write_atomic, write_json
-from utils.judging import Call, Item
-from utils.verdicts import Key, Verdict
+from utils.judging import Call, Item, listed
+from utils.verdicts import Key, Parsed
 
 NAMES = {
     "01qa": "knowledge", "02translate": "translation", "03generate": "text generation", "04analyse": "sentiment",
@@ -15,16 +15,17 @@ NAMES = {
 }  # fmt: skip
 PEOPLE = "people"
 _LEGEND = """\
-Scores out of 100 (ten times the mean score of a prompt) ± half of their 95% interval over the prompts: Student's t,
-from 40 prompts on the bootstrap. **Best**, \\* second best. ≈ marks systems of one group, which are not ranked: a group
-ends only where every system above can be told from every one below (paired differences a prompt, 5% for all pairs of a
-row together); where all are one group, nothing is best. Judged: prompts with a score / prompts; none is imputed."""
+Scores out of 100 (ten times the mean score of a prompt) ± the longer side of their 95% interval over the prompts
+(Student's t, longer towards a tail; from 40 prompts on the bootstrap). **Best**, \\* second best. ≈ marks systems of
+one group, which are not ranked: a group ends only where every system above can be told from every one below (paired
+differences a prompt, 5% for all pairs of a row together); where all are one group, nothing is best. Judged: prompts
+with a score / prompts; none is imputed."""
 
 
 def build(
     items: Sequence[Item],
     calls: Mapping[str, Sequence[Call]],
-    verdicts: Mapping[str, Mapping[Key, Verdict]],
+    verdicts: Mapping[str, Mapping[Key, Parsed]],
     people: scores.Columns | None,
 ) -> dict:
     """The table as JSON: {judge: {category: {system: cell}}} (scores.cells), and beside the judges "ranks", "position",
@@ -47,7 +48,7 @@ def build(
     }
 
 
-def _unjudged(calls: Iterable[Call], given: Mapping[Key, Verdict]) -> Iterable[str]:
+def _unjudged(calls: Iterable[Call], given: Mapping[Key, Parsed]) -> Iterable[str]:
     for call in calls:
         verdict = given.get(call.key)
         if verdict is None or verdict.scores is None:
@@ -126,7 +127,7 @@ def _doubts(judge: str, table: dict) -> Iterable[str]:
     if revised := table["revised"].get(judge):
         yield f"{revised} scores were revised within a reply; the last one counts."
     if unjudged := table["unjudged"].get(judge):
-        yield f"**Unjudged** ({len(unjudged)}): {'; '.join(unjudged)}."
+        yield f"**Unjudged** ({len(unjudged)}, all in table.json): {listed(unjudged, 40)}."
 
 
 def _places(position: dict) -> Iterable[str]:
@@ -138,9 +139,8 @@ def _places(position: dict) -> Iterable[str]:
     )
     yield f"Mean score by place (System1 first): {means}; largest gap {position['gap']:.2f}: {verdict}."
     if moved := position["moved"]:
-        shown = [f"{m['category']} {m['number']} {m['system']} ({m['low']:g} to {m['high']:g})" for m in moved[:10]]
-        more = f" and {len(moved) - 10} more (table.json)" if len(moved) > 10 else ""
-        yield f"{len(moved)} answers move by {scores.MOVED:g} points or more between places: {', '.join(shown)}{more}."
+        shown = listed(f"{m['category']} {m['number']} {m['system']} ({m['low']:g} to {m['high']:g})" for m in moved)
+        yield f"{len(moved)} answers move by {scores.MOVED:g} points or more between places: {shown} (all: table.json)."
 
 
 def _agreement(pairs: Sequence[dict]) -> list[str]:

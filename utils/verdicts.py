@@ -9,26 +9,17 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from utils import replies
 from utils.errors import DataFault, EnvironmentFault
+from utils.files import disk_faults
 from utils.judging import Call
+from utils.replies import Parsed
 
 NAME = "verdicts.jsonl"
 Key = tuple[str, str, int, int]
 _KEYS = ("judge", "mode", "category", "number", "rotation", "order", "reply", "finish_reason")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one judge says of one call: scores by place, or None and why."""
-
-    order: tuple[str, ...]
-    scores: list[float] | None
-    problem: str
-    revised: tuple[int, ...] = ()
 
 
 class Journal:
@@ -60,9 +51,10 @@ class Journal:
 
     def append(self, line: Mapping[str, object]) -> None:
         """Write one line and wait until the disk has it."""
-        self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with disk_faults(self.path):
+            self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
 def read(output_dir: str | Path) -> list[dict]:
@@ -91,24 +83,23 @@ def judge_of(line: Mapping) -> str:
     return line["judge"] if line["mode"] == "robust" else f"{line['judge']} ({line['mode']})"
 
 
-def mode_of(verdicts: Mapping[Key, Verdict]) -> str:
+def mode_of(verdicts: Mapping[Key, Parsed]) -> str:
     """The mode of one judge's verdicts."""
     return next(iter(verdicts))[0]
 
 
-def parse(line: Mapping, call: Call) -> Verdict:
+def parse(line: Mapping, call: Call) -> Parsed:
     """Read a line's reply again."""
-    got = replies.parse(line["reply"], len(call.order), call.answers, line["finish_reason"])
-    return Verdict(tuple(line["order"]), got.scores, got.problem, got.revised)
+    return replies.parse(line["reply"], len(call.order), call.answers, line["finish_reason"])
 
 
-def by_judge(lines: Iterable[Mapping], calls: Iterable[Call]) -> dict[str, dict[Key, Verdict]]:
+def by_judge(lines: Iterable[Mapping], calls: Iterable[Call]) -> dict[str, dict[Key, Parsed]]:
     """{judge: {call key: its first verdict with scores, else its last without}}, judges in the order of the file.
 
     Raises DataFault for a line about no call of ours.
     """
     known = {call.key: call for call in calls}
-    judges: dict[str, dict[Key, Verdict]] = {}
+    judges: dict[str, dict[Key, Parsed]] = {}
     for number, line in enumerate(lines, 1):
         call = known.get(key_of(line))
         if call is None or tuple(line["order"]) != call.order:

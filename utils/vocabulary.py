@@ -3,14 +3,17 @@
 Sizes are read from the tokenizer's files themselves: a merge need not load transformers to know them.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from utils.errors import ModelFault
+from utils.files import write_json
 from utils.weights import read_object
 
 VOCABULARIES = ("tokenizer.model", "tokenizer.json", "vocab.json")
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "merges.txt")
+EARLY = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  # LLaMA's ids 0, 1 and 2
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -19,6 +22,18 @@ def tokenizer_files(folder: Path) -> list[Path]:
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return []
     return [folder / name for name in (*VOCABULARIES, *BESIDE) if (folder / name).is_file()]
+
+
+def copy_tokenizer(folder: Path, target: Path) -> None:
+    """The tokenizer of `folder` into `target`; of a LLaMA conversion of early 2023 with what it has lost."""
+    for path in tokenizer_files(folder):
+        shutil.copy(path, target)
+    if right := early_llama(folder):
+        settings, beside = target / BESIDE[0], target / BESIDE[1]
+        write_json(settings, {**read_object(settings), **right})
+        if beside.is_file():
+            named = read_object(beside)
+            write_json(beside, {**named, **{key: value for key, value in right.items() if key in named}})
 
 
 def tokenizer_size(folder: Path) -> int:
@@ -75,6 +90,24 @@ def _special_tokens(settings: dict) -> Iterator[str]:
         text = token.get("content") if isinstance(token, dict) else token
         if isinstance(text, str) and text:
             yield text
+
+
+def early_llama(folder: Path) -> dict:
+    """What a LLaMA conversion of early 2023 must say in tokenizer_config.json instead of what it says; {} for others.
+
+    Its names of BOS, EOS and UNK are empty, its class has another name since, and BOS was in front without a word:
+    transformers would not load it, or as some other tokenizer, without BOS and without the blank in front.
+    """
+    path = folder / "tokenizer_config.json"
+    settings = read_object(path) if path.is_file() else {}
+    right = {name: token for name, token in EARLY.items() if settings.get(name) == ""}
+    if settings.get("tokenizer_class") == "LLaMATokenizer":
+        right["tokenizer_class"] = "LlamaTokenizer"
+    if not right or not (files := tokenizer_files(folder)):
+        return {}
+    right["add_bos_token"] = settings.get("add_bos_token", True)
+    ids = _pieces(files[0])
+    return right if [ids.get(token) for token in EARLY.values()] == [0, 1, 2] else {}
 
 
 def choose_tokenizer(base: Path, adapters: list[Path], rows: int | None, base_rows: int | None) -> Path | None:

@@ -7,6 +7,7 @@ file is ever executed.
 import json
 import os
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +80,8 @@ def read_weights(path: Path) -> Weights:
 
 def _load_bin(path: Path) -> Weights:
     """A file of the form before torch 1.6 (no zip archive) cannot be mapped and is read whole."""
-    return torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with warnings.catch_warnings(action="ignore"):  # what it would say of a pickle is said by who refuses it
+        return torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def shard_files(folder: Path) -> list[Path]:

@@ -56,6 +56,10 @@ def main(rounds: int = 3, layers: int = 22, hidden: int = 2048, rank: int = 8, f
                 "--output_dir", "out", "--verify", "False",
             ],
         }  # fmt: skip
+        libraries = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sentencepiece; from utils import hub, merge, record"
+        )
+        bare = run([sys.executable, "-c", libraries], place)[2]
         measured = {name: [] for name in ways}
         report, hashes = {}, {}
         for _ in range(rounds):
@@ -67,6 +71,8 @@ def main(rounds: int = 3, layers: int = 22, hidden: int = 2048, rank: int = 8, f
                     hashes[name] = bits(place / "out")
                 shutil.rmtree(place / "out")
         show(measured, report, hashes)
+        above = statistics.median(one[2] for one in measured["merge_lora.py"]) - bare
+        print(f"merge_lora.py: {above:.0f} MB of anonymous memory above the interpreter and its libraries ({bare:.0f})")
     finally:
         shutil.rmtree(place)
 

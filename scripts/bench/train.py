@@ -12,6 +12,7 @@ multiplies in bfloat16. The ways:
     ours-plain        finetune.py --fast False
     without-LEVER     finetune.py with one lever of its fast path off: packing, short, lora, loss, parts,
                       memory
+    trl, llamafactory what peers.py says of them; each needs --peers NAME=PYTHON
 """
 
 import json
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from utils import cli
 
 ROOT = Path(__file__).resolve().parents[2]
+PEERS = str(Path(__file__).with_name("peers.py"))
 SETTINGS = {
     "batch_size": 32, "micro_batch_size": 8, "num_epochs": 1, "learning_rate": 1e-4, "cutoff_len": 512,
     "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "seed": 42,
@@ -43,14 +45,16 @@ def main(
     rows: int = 96,
     pairs: int = 3,
     more: tuple[str, ...] = (),
+    peers: tuple[str, ...] = (),
     one: str = "",
 ) -> None:
     """Run every way `pairs` times in turn, on the first `rows` rows of a JSON array.
 
     more: other flags of finetune.py (load_8bit=True,dtype=float32), for the ancestor's algorithm too where it has them.
+    peers: interpreters of the environments that hold the peers (trl=/tmp/trl/bin/python).
     one: only for the processes that this one starts.
     """
-    given = dict(pair.split("=", 1) for pair in more)
+    given, pythons = (dict(pair.split("=", 1) for pair in chosen) for chosen in (more, peers))
     if one:
         _run_one(one, base_model, data_path, given)
         return
@@ -61,7 +65,7 @@ def main(
         chosen.write_text(json.dumps(json.loads(Path(data_path).read_text(encoding="utf-8"))[:rows]), encoding="utf-8")
         for pair in range(pairs):
             for way in ways:
-                found[way].append(_measure(way, base_model, chosen, more, Path(folder, f"{pair}-{way}")))
+                found[way].append(_measure(way, base_model, chosen, more, pythons, Path(folder, f"{pair}-{way}")))
                 print(pair, way, found[way][-1], flush=True)
     _report(found, limit, base_model)
 
@@ -79,9 +83,12 @@ def _matmul_limit() -> float:
     return 2 * 2048**3 / best
 
 
-def _measure(way: str, base_model: str, data_path: Path, more: tuple[str, ...], out: Path) -> dict:
-    command = [sys.executable, __file__, "--base_model", base_model, "--data_path", str(data_path), "--one", way]
-    command += ["--more", ",".join(more)] if more else []
+def _measure(way: str, base_model: str, data_path: Path, more: tuple[str, ...], peers: dict, out: Path) -> dict:
+    command = [sys.executable, __file__, "--one", way, *(["--more", ",".join(more)] if more else [])]
+    if way in peers:
+        settings = json.dumps(SETTINGS)
+        command = [sys.executable, PEERS, "--peer", way, "--python", peers[way], "--settings", settings]
+    command += ["--base_model", base_model, "--data_path", str(data_path)]
     environment = {**os.environ, "BENCH_OUT": str(out), "DREAMERGPT_CACHE": str(out.parent / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -151,13 +158,12 @@ def _ancestor(base_model: str, data_path: str, given: dict, grouped: bool) -> li
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
 
-    from utils.encode import IGNORED, encode_row
+    from utils.encode import IGNORED, encode_rows
     from utils.prompter import Prompter
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(base_model)
-    prompter = Prompter("alpaca")
     data = json.loads(Path(data_path).read_text(encoding="utf-8"))
-    rows = [encode_row(tokenizer, prompter, row, SETTINGS["cutoff_len"], False) for row in data]
+    rows = encode_rows(tokenizer, Prompter("alpaca"), data, SETTINGS["cutoff_len"], False)
     rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
     bits = {"load_8bit": {"load_in_8bit": True}, "load_4bit": {"load_in_4bit": True}}
     asked = [bits[name] for name, value in given.items() if name in bits and value == "True"]
