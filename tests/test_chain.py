@@ -12,20 +12,23 @@ from tiny_models import HELD_OUT, ROWS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import generate
+import generate_bloom
 import merge_lora
 from scripts import lineage
 from utils import adapters, models, record, training
 
 pytestmark = both_families
+ANSWER = {"llama": generate.main, "bloom": generate_bloom.main}
 TINY = {"llama": tiny_models.tiny_llama, "bloom": tiny_models.tiny_bloom}
 WANTED = [row["output"] for row in ROWS]
 
 
 def answers(prompts: list, folder: Path, **flags) -> list[dict]:
-    """generate.py's test.json for these prompts."""
+    """The test.json of the base's own script for these prompts."""
     path = write_rows(folder / "prompts.json", prompts)
     target = folder / "test.json"
-    generate.main(is_ui=False, test_input_path=path, output_path=str(target), max_new_tokens=40, **flags)
+    family = json.loads((Path(flags["base_model"]) / "config.json").read_text(encoding="utf-8"))["model_type"]
+    ANSWER[family](is_ui=False, test_input_path=path, output_path=str(target), max_new_tokens=40, **flags)
     return json.loads(target.read_text(encoding="utf-8"))
 
 

@@ -31,6 +31,7 @@ from transformers import (
 import finetune
 import finetune_bloom
 import generate
+import generate_bloom
 import merge_lora
 from utils import models, record
 from utils.errors import ArgumentFault, ModelFault
@@ -179,7 +180,9 @@ def test_an_adapter_of_peft_02_is_refused_with_what_to_do(old_adapter, says_so, 
         lambda: finetune_bloom.train(
             **{**flags_of(Path(base), tmp_path), "output_dir": out, "resume_from_checkpoint": str(old_adapter)}
         ),
-        lambda: generate.main(base_model=base, lora_weights=str(old_adapter), is_ui=False, test_input_path=prompts),
+        lambda: generate_bloom.main(
+            base_model=base, lora_weights=str(old_adapter), is_ui=False, test_input_path=prompts
+        ),
         lambda: merge_lora.main(base, str(old_adapter), out),
     ]
     for call in calls:
