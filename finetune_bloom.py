@@ -89,12 +89,14 @@ def train(
     rows, origins = dataset.load_rows(data_path, data_mix, seed)
     checks.rows_and_validation(len(rows), val_set_size)
     earlier = record.lineage(parent)
+    forgetting.check(earlier, parent, flags)
 
     # --- Where it starts: anew, at the last checkpoint, or it is done already ---
     run = record.describe("finetune", flags, base, parent, origins, prompter)
     needed = checkpoint.needed_bytes(adapters.bytes_of(empty))
     start = checkpoint.Start() if dry_run else checkpoint.starting_point(output_dir, run, overwrite, needed)
     if start.complete:
+        forgetting.refuse(record.read(output_dir)["held_out"], max_forget)
         print(f"{output_dir} is already complete")
         return
 

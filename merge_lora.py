@@ -40,7 +40,7 @@ def main(
     folders = [hub.local_folder(name, "lora_model") for name in checks.adapter_names(lora_model)]
     hashes = [files.sha256_file(weights.adapter_file(folder)) for folder in folders]
     base = record.describe_base(base_model, base_folder)
-    run = record.describe_merge(base, list(zip(folders, hashes, strict=True)), dtype)
+    run = record.describe_merge(base, list(zip(folders, hashes, strict=True)), dtype, output_dir)
     if record.is_same_merge(output_dir, run):
         merge.check_whole(Path(output_dir))
         print(f"{output_dir} is already complete")

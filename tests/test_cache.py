@@ -1,5 +1,7 @@
 """The cache of tables: found by content, proved whole, shared by processes."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -103,3 +105,15 @@ def test_of_two_processes_one_reads_and_the_other_waits_and_a_killed_one_leaves_
             killed.send_signal(signal.SIGKILL)
             outputs = sorted(process.communicate(timeout=120)[0] for process in (one, other))
     assert outputs == ["8\n", "reading\n8\n"]
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("DREAMERGPT_CACHE", str(tmp_path))
+
+    def build(target):
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(EnvironmentFault, match=f"the disk of {tmp_path} is full"):
+        cache.table("name", build)
+    assert [path.name for path in tmp_path.iterdir()] == ["name.lock"]

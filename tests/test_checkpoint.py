@@ -1,6 +1,9 @@
 """Where a run starts, and what an adapter must hold: nothing ever trains from scratch instead."""
 
+import errno
+import inspect
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import finetune
-from utils import adapters, models
-from utils.errors import ArgumentFault, ModelFault
+from utils import adapters, models, record
+from utils.errors import ArgumentFault, EnvironmentFault, ModelFault
 from utils.files import sampled_hash
 
 
@@ -113,6 +116,10 @@ def _nan(weights):
     next(iter(weights.values()))[0, 0] = float("nan")
 
 
+def _zero(weights):
+    weights.update({name: torch.zeros_like(tensor) for name, tensor in weights.items() if "lora_B" in name})
+
+
 def _rank(weights):
     for name in weights:
         weights[name] = weights[name][:4] if "lora_A" in name else weights[name][:, :4].contiguous()
@@ -120,7 +127,13 @@ def _rank(weights):
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [(_drop, "1 tensors are missing"), (_extra, "have no place"), (_nan, "NaN or infinity"), (_rank, "another rank")],
+    [
+        (_drop, "1 tensors are missing"),
+        (_extra, "have no place"),
+        (_nan, "NaN or infinity"),
+        (_rank, "another rank"),
+        (_zero, "has learned nothing"),
+    ],
 )
 def test_a_parent_that_does_not_fit_ends_the_run_before_the_base_loads(copy, tmp_path, monkeypatch, spoil, message):
     file = Path(copy["output_dir"]) / "adapter_model.safetensors"
@@ -134,8 +147,84 @@ def test_a_parent_that_does_not_fit_ends_the_run_before_the_base_loads(copy, tmp
     assert not Path(new).exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"use_rslora": True}, "use_rslora: plain LoRA only"),
+        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern: plain LoRA only"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights pissa .it changed the base model.: plain LoRA only"),
+        ({"target_modules": "all-linear"}, "target_modules all-linear: plain LoRA only"),
+        ({"r": 0}, "r 0: plain LoRA only"),
+        ({"lora_alpha": 16.5}, "lora_alpha 16.5: plain LoRA only"),
+    ],
+)
+def test_a_parent_that_is_more_than_plain_lora_is_refused(copy, tmp_path, monkeypatch, changed, message):
+    """Trained on as plain LoRA its tensors would fit, and make another adapter."""
+    path = Path(copy["output_dir"]) / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    (path.parent / "run.json").unlink()
+    monkeypatch.setattr(models, "load_base", lambda *_: pytest.fail("the base was loaded"))
+    with pytest.raises(ModelFault, match=message):
+        finetune.train(**{**copy, "output_dir": str(tmp_path / "new"), "resume_from_checkpoint": copy["output_dir"]})
+
+
+def test_a_parent_trained_with_other_texts_is_refused(copy, tmp_path, capsys):
+    path = Path(copy["output_dir"]) / "run.json"
+    run = json.loads(path.read_text())
+    now, run["template"]["sha256"] = run["template"]["sha256"], "0" * 64
+    path.write_text(json.dumps(run))
+    change = f"was trained with other texts: template alpaca: {'0' * 12} -> {now[:12]}"
+    with pytest.raises(ModelFault, match=change):
+        finetune.train(**{**copy, "output_dir": str(tmp_path / "new"), "resume_from_checkpoint": copy["output_dir"]})
+    assert record.template_of(path.parent, "") == "alpaca"
+    assert change in capsys.readouterr().err
+
+
+def test_run_json_is_json_that_every_reader_takes(trained):
+    text = (Path(trained["output_dir"]) / "run.json").read_text()
+    settings = json.loads(text, parse_constant=pytest.fail)["settings"]
+    assert set(inspect.signature(finetune.train).parameters) - set(settings) == {"max_forget"}  # it has no limit
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(copy, trained, capsys):
+    out = Path(copy["output_dir"])
+    for folder in out.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (out / name).unlink()
+    run = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**run, "status": "running"}))
+    finetune.train(**copy)
+    assert f"{out} starts again: it has no checkpoint yet" in capsys.readouterr().out
+    whole = Path(trained["output_dir"]) / "adapter_model.safetensors"
+    assert (out / "adapter_model.safetensors").read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("what", ["file", "link"])
+def test_what_only_bears_the_name_of_a_checkpoint_is_kept_aside(copy, what, capsys):
+    out = Path(copy["output_dir"])
+    (out / "adapter_model.safetensors").unlink()
+    false = out / "checkpoint-9"
+    false.write_text("mine") if what == "file" else false.symlink_to(out / "nowhere")
+    finetune.train(**copy)
+    assert f"{false} is not used, kept as corrupt-checkpoint-9: manifest.json is" in capsys.readouterr().out
+    assert (out / "corrupt-checkpoint-9").is_symlink() == (what == "link")
+
+
+def test_a_folder_that_cannot_be_moved_is_left_and_named(copy, monkeypatch):
+    """As where a disk is mounted."""
+
+    def busy(*_):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(os, "replace", busy)
+    with pytest.raises(EnvironmentFault, match=r"--overwrite: .*copy cannot be moved away: Device or resource busy"):
+        finetune.train(**{**copy, "overwrite": True})
+    assert (Path(copy["output_dir"]) / "adapter_model.safetensors").exists()
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
-@pytest.mark.parametrize("content", [b"", b"\0" * 100, "empty", "code"])
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"hello", "empty", "code"])
 def test_a_broken_or_empty_adapter_file_is_refused(tmp_path, name, content):
     path = tmp_path / name
     if isinstance(content, bytes):
@@ -180,6 +269,14 @@ def test_a_truncated_base_is_refused(base, tmp_path, length):
         file.truncate(length)
     with pytest.raises(ModelFault, match="does not load"):
         models.load_base(tmp_path / "base", False, False, "auto", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"])
+def test_all_of_a_tokenizer_counts_in_the_fingerprint(base, tmp_path, name):
+    shutil.copytree(base, tmp_path / "base")
+    before = record.describe_base("", tmp_path / "base")["fingerprint"]
+    (tmp_path / "base" / name).write_text("{}")
+    assert record.describe_base("", tmp_path / "base")["fingerprint"] != before
 
 
 def test_the_fingerprint_is_of_the_content_not_of_the_path(base, tmp_path):

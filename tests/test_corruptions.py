@@ -122,6 +122,13 @@ def test_a_checkpoint_as_it_was_written_is_whole_and_names_no_staging_folder(wri
         assert checkpoint.STAGING not in (written / name / "trainer_state.json").read_text(encoding="utf-8")
 
 
+def test_a_copy_under_another_number_is_not_taken_for_it(written, tmp_path, capsys):
+    shutil.copytree(written / NEWEST, tmp_path / NEWEST)
+    shutil.copytree(written / BEFORE, tmp_path / "checkpoint-99")
+    assert checkpoint.newest_checkpoint(tmp_path) == tmp_path / NEWEST
+    assert "checkpoint-99 is not used, kept as corrupt-checkpoint-99: it is that of step 2" in capsys.readouterr().out
+
+
 def test_a_folder_with_nothing_in_it_is_no_checkpoint(tmp_path):
     (tmp_path / NEWEST).mkdir()
     assert "manifest.json is missing" in checkpoint.checkpoint_problem(tmp_path / NEWEST)

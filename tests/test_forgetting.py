@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from conftest import ALL_LINEAR, both_families, write_rows
 
 import finetune
 from scripts.bench import kills
-from utils import adapters, dataset, models, record, training
+from utils import adapters, dataset, forgetting, models, record, training
 from utils.batching import collate
 from utils.errors import DataFault, ModelFault
 from utils.prompter import Prompter
 
 ROOT = Path(__file__).resolve().parent.parent
+INFINITY = float("inf")
 
 
 def rows(word: str, answer: str) -> list[dict]:
@@ -130,6 +132,86 @@ def test_too_much_forgotten_fails_the_stage_until_the_limit_allows_it(following,
     assert kills.result(out)["adapter"] == kills.result(Path(second["output_dir"]))["adapter"]
 
 
+def test_a_limit_that_could_not_be_held_to_ends_the_run_before_the_base_loads(following, first, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load_base", lambda *_: pytest.fail("the base was loaded"))
+    old = shutil.copytree(first["output_dir"], tmp_path / "old")
+    flags = {**following, "output_dir": str(tmp_path / "new"), "resume_from_checkpoint": str(old), "max_forget": 0.3}
+
+    def refused(message: str) -> None:
+        with pytest.raises(DataFault, match=f"--max_forget: {message}"):
+            finetune.train(**flags)
+
+    run = record.read(old)
+    losses = {"train": run["losses"]["train"]}
+    lost = [{**run["data"][0], "path": str(tmp_path / "lost.json")}]
+    changed = [{**run["data"][0], "sha256": "0" * 64}]
+    for part, message in (
+        ({"losses": losses}, "old: it held no rows out"),
+        ({"data": lost}, r"old: .*lost\.json is gone"),
+        ({"data": changed}, r"old: .*first\.json is no longer what old was trained on"),
+    ):
+        (old / record.NAME).write_text(json.dumps({**run, **part}))
+        refused(message)
+    (old / record.NAME).unlink()
+    refused("what .*old has learned is not known: no run.json there tells")
+
+
+def test_an_earlier_stage_that_is_gone_is_missed(following, first, second, tmp_path, capsys):
+    """Unlike the stages before an adapter that came without a run.json, of which nothing was ever known."""
+    gone, old = tmp_path / "gone", shutil.copytree(second["output_dir"], tmp_path / "old")
+    run = record.read(old)
+    for asked in ({"replay": 0.5}, {"max_forget": 100.0}):
+        out = tmp_path / next(iter(asked))
+        flags = {**following, "output_dir": str(out), "resume_from_checkpoint": str(old), "num_epochs": 1}
+        (old / record.NAME).write_text(json.dumps({**run, "parent": {**run["parent"], "path": str(gone)}}))
+        with pytest.raises(DataFault, match=f"--{next(iter(asked))}: what {gone} has learned is not known"):
+            finetune.train(**{**flags, **asked})
+        never = {**run["parent"], "path": str(gone), "run_sha256": None}
+        (old / record.NAME).write_text(json.dumps({**run, "parent": never}))
+        finetune.train(**{**flags, **asked})
+        assert f"warning: what {gone} has learned is not known" in capsys.readouterr().err
+        assert [item["stage"] for item in record.read(out)["held_out"]] == ["old"]
+
+
+def test_a_complete_stage_is_held_to_a_limit_given_later_and_needs_no_files(following, second, tmp_path, capsys):
+    old = shutil.copytree(second["output_dir"], tmp_path / "old")
+    run = record.read(old)
+    flags = {**following, "output_dir": str(old)}
+    finetune.train(**{**flags, "max_forget": 100.0})
+    assert "already complete" in capsys.readouterr().out
+    with pytest.raises(ModelFault, match=r"forgotten more than --max_forget 0\.3: first "):
+        finetune.train(**{**flags, "max_forget": 0.3})
+    assert record.read(old) == run
+
+
+def test_overwrite_moves_nothing_away_for_a_run_that_cannot_start(following, second, first, tmp_path):
+    old = shutil.copytree(first["output_dir"], tmp_path / "old")
+    run = record.read(old)
+    (old / record.NAME).write_text(json.dumps({**run, "data": [{**run["data"][0], "path": str(tmp_path / "lost")}]}))
+    out = shutil.copytree(second["output_dir"], tmp_path / "out")
+    flags = {**following, "output_dir": str(out), "resume_from_checkpoint": str(old), "overwrite": True}
+    with pytest.raises(DataFault, match=r"--replay: old: .*lost is gone"):
+        finetune.train(**flags, replay=0.5)
+    assert (out / "adapter_model.safetensors").exists() and not (tmp_path / "out.old-1").exists()
+
+
+def test_a_loss_that_could_not_be_measured_after_all_fails_a_stage_with_a_limit():
+    unknown = [{"stage": "first", "why": "first.json is gone"}]
+    forgetting.refuse(unknown, INFINITY)
+    with pytest.raises(DataFault, match=r"--max_forget: first: first\.json is gone"):
+        forgetting.refuse(unknown, 0.3)
+
+
+def test_held_out_rows_are_not_measured_with_other_texts_or_against_nothing(first, capsys):
+    run = record.read(Path(first["output_dir"]))
+    changed = {**run, "template": {**run["template"], "sha256": "0" * 64}}
+    under_way = {**run, "losses": None, "status": "running"}
+    stages = [{"name": "first", "run": changed}, {"name": "second", "run": under_way}]
+    first, second = forgetting.measure(stages, lambda *_: pytest.fail("measured"), None)
+    assert first["why"].startswith(f"it was trained with other texts: template alpaca_short: {'0' * 12} -> ")
+    assert second["why"] == "it has not ended, and has no loss to compare with"
+
+
 @pytest.mark.parametrize("share", [0.05, 0.5])
 def test_replay_forgets_less_and_is_recorded(following, second, tmp_path, share):
     finetune.train(**{**following, "output_dir": str(tmp_path / "replayed"), "replay": share})
@@ -142,8 +224,6 @@ def test_replay_forgets_less_and_is_recorded(following, second, tmp_path, share)
 
 
 def test_what_is_replayed_follows_from_the_seed_and_was_never_held_out(first):
-    from utils import forgetting
-
     stages = [{"name": "first", "run": record.read(Path(first["output_dir"]))}]
     (once,), drawn = forgetting.replayed(stages, 0.5, 16, 42)
     assert forgetting.replayed(stages, 0.5, 16, 42)[1] == drawn
@@ -160,7 +240,7 @@ def test_a_replay_of_unknown_or_lost_rows_ends_the_run(following, first, tmp_pat
     old.mkdir()
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         (old / name).write_bytes((Path(first["output_dir"]) / name).read_bytes())
-    with pytest.raises(DataFault, match="--replay: what the earlier stages learned from is not known"):
+    with pytest.raises(DataFault, match=r"--replay: what .*old has learned is not known: no run.json"):
         finetune.train(**{**flags, "resume_from_checkpoint": str(old)})
     run = record.read(Path(first["output_dir"]))
     run["data"][0]["path"] = str(tmp_path / "lost.json")

@@ -171,7 +171,7 @@ def old_adapter(tmp_path) -> Path:
 def test_an_adapter_of_peft_02_is_refused_with_what_to_do(old_adapter, says_so, tmp_path, monkeypatch):
     if not says_so:
         config = json.loads((old_adapter / "adapter_config.json").read_text())
-        config["enable_lora"] = None
+        config |= {"enable_lora": None, "fan_in_fan_out": False}
         (old_adapter / "adapter_config.json").write_text(json.dumps(config))
     monkeypatch.setattr(models, "load_base", lambda *_: pytest.fail("the base was loaded"))
     base, out = str(tmp_path / "base"), str(tmp_path / "new")

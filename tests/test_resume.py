@@ -177,6 +177,15 @@ def test_another_micro_batch_goes_on_with_the_same_rows_in_each_step(copy, first
     assert len(losses[0]) == 6 and losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_other_libraries_are_announced(copy, capsys):
+    path = Path(copy["output_dir"]) / "run.json"
+    run = json.loads(path.read_text())
+    now = run["versions"]["torch"]
+    path.write_text(json.dumps({**run, "versions": {**run["versions"], "torch": "1.0"}}))
+    finetune.train(**copy)
+    assert f"warning: torch 1.0 -> {now}: the run goes on, but its bytes may differ" in capsys.readouterr().err
+
+
 # Every setting that changes the mathematics, with another value than the copy's.
 OTHER = {
     "batch_size": 4, "num_epochs": 3, "learning_rate": 3e-2, "cutoff_len": 128, "val_set_size": 1, "lora_r": 4,

@@ -92,6 +92,12 @@ def test_a_validation_loss_that_is_no_number_stops_the_run(quick, monkeypatch):
     check_stopped(quick, 2)
 
 
+def test_a_base_that_is_broken_is_not_said_to_need_another_rate(quick, monkeypatch):
+    monkeypatch.setattr(training.StageTrainer, "mean_loss", lambda *_: NAN)
+    with pytest.raises(ModelFault, match="nan at step 0: the base model is broken, or overflows"):
+        finetune.train(**quick)
+
+
 def test_a_step_without_a_supervised_token_stops_the_run(quick, monkeypatch):
     plain = training.collate_packed
     calls = []

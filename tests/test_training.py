@@ -1,6 +1,7 @@
 """The mathematics of a step: order of rows, loss over answer tokens, steps of a run."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,12 @@ def test_paths_are_relative_to_where_the_user_stands(quick, tmp_path, monkeypatc
     finetune.train(**{**quick, "data_path": "rows.json", "output_dir": "here/out"})
     assert (tmp_path / "here/out/adapter_model.safetensors").exists()
     assert os.getcwd() == str(tmp_path)
+
+
+def test_a_log_has_a_line_a_checkpoint_and_no_bars(quick, capfd):
+    """What nohup and tee write: no terminal, so nothing that draws itself over and over."""
+    finetune.train(**quick)
+    out, err = capfd.readouterr()
+    steps = re.findall(r"^step (\d) of 3: loss=\d\.\d{3}, eval_loss=\d\.\d{3}, tokens_per_s=\d+$", out, re.M)
+    assert steps == ["1", "2", "3"]
+    assert "\r" not in err and "it/s" not in err and "%|" not in err

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from utils import checkpoint, record
 from utils.errors import ArgumentFault, ModelFault
 from utils.files import disk_faults, flush_folder, sha256_file, write_json
-from utils.lora import INPUT, Adapter, refuse_merged_linear
+from utils.lora import INPUT, Adapter, not_plain, refuse_merged_linear
 from utils.weights import ADAPTER_FILES, Weights, adapter_file, read_config, read_weights
 
 
@@ -40,6 +40,8 @@ def describe_parent(path: str, output_dir: str) -> dict | None:
     if not is_checkpoint and run.get("status", "complete") != "complete":
         advice = "run its command again first, or give one of its checkpoint-… folders"
         raise ModelFault(f"--resume_from_checkpoint: {folder} is not complete: {advice}")
+    if change := record.changed_template(run):
+        raise ModelFault(f"--resume_from_checkpoint: {folder} was trained with other texts: {change}")
     return {
         "path": str(folder.resolve()),
         "sha256": sha256_file(adapter_file(folder)),
@@ -72,11 +74,17 @@ def inherit(flags: dict, given: frozenset[str], parent: dict | None) -> dict:
     """The flags with rank, alpha, targets and template taken from the parent, each announced.
 
     given: names of the flags that the user gave. Raises ArgumentFault for a given flag that contradicts the parent:
-    an adapter's shape, scale and template cannot change between stages.
+    an adapter's shape, scale and template cannot change between stages. Raises ModelFault for a parent whose
+    configuration asks for more than LoRA of one rank and one scale: trained as such it would be another adapter.
     """
     if parent is None:
         return flags
     config = read_config(Path(parent["path"]))
+    refuse_merged_linear(Path(parent["path"]), config, {})
+    if others := not_plain(config):
+        raise ModelFault(
+            f"--resume_from_checkpoint: {parent['path']}: {', '.join(others)}: plain LoRA only is trained on"
+        )
     theirs = {
         "lora_r": config.get("r"),
         "lora_alpha": int(float(config["lora_alpha"])) if "lora_alpha" in config else None,
@@ -89,12 +97,17 @@ def inherit(flags: dict, given: frozenset[str], parent: dict | None) -> dict:
         if value is None or value == ours:
             continue
         if name in given:
-            raise ArgumentFault(f"--{name}: {flags[name]} is not what {parent['path']} was trained with ({value})")
-        print(f"--{name} {value} inherited from {parent['path']}")
+            given_here, theirs_here = map(_as_flag, (flags[name], value))
+            raise ArgumentFault(f"--{name}: {given_here} is not what {parent['path']} was trained with ({theirs_here})")
+        print(f"--{name} {_as_flag(value)} inherited from {parent['path']}")
         result[name] = value
     if "lora_dropout" in given and config.get("lora_dropout") not in (None, flags["lora_dropout"]):
         print(f"--lora_dropout {flags['lora_dropout']} overrides the parent's {config['lora_dropout']}")
     return result
+
+
+def _as_flag(value: object) -> str:
+    return f"[{','.join(value)}]" if isinstance(value, tuple) else str(value)
 
 
 def check_parent(parent: dict | None, base: dict, model: PeftModel, force_base: bool) -> None:
@@ -111,7 +124,10 @@ def check_parent(parent: dict | None, base: dict, model: PeftModel, force_base: 
             raise ModelFault(f"{problem} (--force_base if you know better)")
         record.warn(problem)
     source = adapter_file(folder)
-    check_weights(read_weights(source), model, source)
+    weights = read_weights(source)
+    check_weights(weights, model, source)
+    if not _has_learned(weights):
+        raise ModelFault(f"{source}: every lora_B is zero, it has learned nothing")
     if problem := _changed(folder):
         raise ModelFault(f"--resume_from_checkpoint: {problem}")
 
@@ -231,8 +247,11 @@ def _prove(path: Path, model: PeftModel) -> None:
     held = get_peft_model_state_dict(model)
     if changed := [name for name, tensor in weights.items() if not torch.equal(tensor, held[name].cpu())]:
         raise ModelFault(f"{path}: {changed[0]} was not written as it is")
-    unmoved = [name for name, tensor in weights.items() if "lora_B" in name and not tensor.any()]
-    if 2 * len(unmoved) == len(weights):
-        raise ModelFault(f"{path}: every lora_B is zero, nothing was learned")
-    if unmoved:
+    if not _has_learned(weights):
+        raise ModelFault(f"{path.parent.parent}: every lora_B is zero, nothing was learned")
+    if unmoved := [name for name, tensor in weights.items() if "lora_B" in name and not tensor.any()]:
         record.warn(f"{len(unmoved)} layers have learned nothing, the model passes them by: {unmoved[0]} is zero")
+
+
+def _has_learned(weights: Weights) -> bool:
+    return any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)

@@ -75,7 +75,7 @@ def ask_missing(calls: Sequence[Call], endpoint: Endpoint, journal: Journal, con
         raise DataFault(f"{journal.path}: {asked}; take that, or another --output_dir")
     done = {key_of(line) for line in own if parse(line, known[key_of(line)]).scores}
     missing = [call for call in calls if call.key not in done]
-    with tqdm(total=len(calls), initial=len(calls) - len(missing), desc="judging", unit="call") as bar:
+    with tqdm(total=len(calls), initial=len(calls) - len(missing), desc="judging", unit="call", disable=None) as bar:
         return asyncio.run(_ask_all(missing, endpoint, journal, concurrency, bar, sum(map(_tokens_of, own))))
 
 

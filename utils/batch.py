@@ -40,7 +40,7 @@ def answer_all(rows: list[Row], assistant: Assistant, batch_size: int, source: s
     order = sorted(range(len(rows)), key=lambda index: -len(prompts[index]))
     done: dict[int, dict] = {}
     tokens = 0
-    with tqdm(total=len(rows), desc="answering", unit="prompt") as bar:
+    with tqdm(total=len(rows), desc="answering", unit="prompt", disable=None) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             for index, answer in zip(batch, assistant.answers([prompts[index] for index in batch]), strict=True):

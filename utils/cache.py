@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils.errors import EnvironmentFault
-from utils.files import sha256_file, write_json
+from utils.files import disk_faults, sha256_file, write_json
 
 TABLE, INFO = "table.arrow", "info.json"
 
@@ -33,7 +33,8 @@ def table(name: str, build: Callable[[Path], dict]) -> tuple[Path, dict]:
     """(file, info) of the table `name`; where there is none yet, `build` writes it to the path it is given and
     returns its info (what JSON can write).
 
-    Of several processes one builds and the others wait. Raises EnvironmentFault where the folder cannot be written.
+    Of several processes one builds and the others wait. Raises EnvironmentFault where the folder cannot be written, or
+    its disk is full.
     """
     root = folder()
     try:
@@ -71,8 +72,9 @@ def _build(entry: Path, build: Callable[[Path], dict]) -> dict:
     shutil.rmtree(staging, ignore_errors=True)  # of a process that died
     staging.mkdir()
     try:
-        info = build(staging / TABLE)
-        write_json(staging / INFO, {"sha256": sha256_file(staging / TABLE), "info": info})
+        with disk_faults(entry.parent):
+            info = build(staging / TABLE)
+            write_json(staging / INFO, {"sha256": sha256_file(staging / TABLE), "info": info})
         shutil.rmtree(entry, ignore_errors=True)
         os.replace(staging, entry)
     finally:

@@ -70,7 +70,10 @@ def starting_point(output_dir: str, run: dict, overwrite: bool, needed_bytes: in
     checkpoint = newest_checkpoint(output)
     if spoiled and checkpoint is None:
         raise ModelFault(f"{spoiled}, and there is no checkpoint to make it from; --overwrite starts anew")
-    print(f"{spoiled}: it is made again from the last checkpoint" if spoiled else f"{output} goes on: {checkpoint}")
+    if spoiled:
+        print(f"{spoiled}: it is made again from the last checkpoint")
+    else:
+        print(f"{output} goes on: {checkpoint}" if checkpoint else f"{output} starts again: it has no checkpoint yet")
     return Start(checkpoint=checkpoint, lock=lock)
 
 
@@ -105,14 +108,17 @@ def _move_aside(folder: Path) -> Path:
     number = 1
     while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
-    os.replace(folder, aside)
+    try:
+        os.replace(folder, aside)
+    except OSError as error:  # where a disk is mounted, or a folder that may not be written
+        raise EnvironmentFault(f"--overwrite: {folder} cannot be moved away: {os.strerror(error.errno)}") from None
     return aside
 
 
 def _check_space(output: Path, needed: int) -> None:
     """Old checkpoints count as free: the run replaces them."""
     free = shutil.disk_usage(output).free
-    free += sum(path.stat().st_size for folder in numbered(output) for path in folder.iterdir())
+    free += sum(path.stat().st_size for folder in numbered(output) for path in folder.glob("*") if path.is_file())
     if free < needed:
         sizes = f"{needed / 1e6:.0f} MB for checkpoints, {free / 1e6:.0f} MB are free"
         raise EnvironmentFault(f"--output_dir: the disk of {output} is too small: the run needs {sizes}")
@@ -131,7 +137,7 @@ def newest_checkpoint(output: Path) -> Path | None:
     """
     reasons = []
     for folder in numbered(output):
-        problem = checkpoint_problem(folder)
+        problem = checkpoint_problem(folder) or _step_problem(folder)
         if problem is None:
             return folder
         kept = _move_aside_corrupt(folder)
@@ -173,6 +179,12 @@ def checkpoint_problem(folder: Path) -> str | None:
     if extra:
         return f"{sorted(extra)[0]} does not belong to it"
     return None if manifest == json_text({"files": expected}) else f"{MANIFEST} is not what was written"
+
+
+def _step_problem(folder: Path) -> str | None:
+    """Why a whole checkpoint is not the one of its name: a copy of another would be taken again and again."""
+    step = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    return None if folder.name == f"checkpoint-{step}" else f"it is that of step {step}"
 
 
 def save(output: Path, step: int, write: Callable[[Path], None]) -> None:

@@ -42,7 +42,7 @@ def training(flags: Mapping[str, object], given: frozenset[str]) -> None:
     if not flags["lora_target_modules"]:
         problems.append("--lora_target_modules: the list is empty, must name layers such as [q_proj,v_proj]")
     if flags["resume_from_checkpoint"]:
-        problems += _model("resume_from_checkpoint", flags["resume_from_checkpoint"])
+        problems += _parent(flags["resume_from_checkpoint"])
     elif "resume_from_checkpoint" in given:
         problems.append("--resume_from_checkpoint: is empty; leave it out to start from the base model")
     problems += _earlier(flags)
@@ -169,6 +169,14 @@ def _model(flag: str, name: str) -> list[str]:
     return [] if os.path.exists(name) or is_hub_name(name) else [f"--{flag}: {name} does not exist"]
 
 
+def _parent(name: str) -> list[str]:
+    """A folder here; a name of the Hub is a mistyped path more often than not, and the chain behind it is not known."""
+    if os.path.isdir(name):
+        return []
+    what = "is a file, must be a folder" if os.path.isfile(name) else "does not exist"
+    return [f"--resume_from_checkpoint: {name} {what}"]
+
+
 def _data(data_path: str, data_mix: tuple[str, ...]) -> list[str]:
     if not data_path:
         return ["--data_path is missing: a .json or .jsonl file, or a Hub name"]
@@ -229,7 +237,19 @@ def _output(flags: Mapping[str, object], *inputs: str) -> list[str]:
     same = [
         name for name in inputs if flags[name] and os.path.exists(flags[name]) and Path(flags[name]).resolve() == here
     ]
-    return [f"--output_dir: {output} is also --{name}" for name in same]
+    problems = [f"--output_dir: {output} is also --{name}" for name in same]
+    return problems + (_moved_with(here, flags, *inputs) if flags.get("overwrite") and not same else [])
+
+
+def _moved_with(output: Path, flags: Mapping[str, object], *inputs: str) -> list[str]:
+    """What --overwrite would move away together with the old output, and the run still needs."""
+    named = [(f"--{name}", path) for name in inputs for path in data_names(flags[name] or "")]
+    inside = [
+        f"{what} ({path})"
+        for what, path in [*named, ("the current folder", ".")]
+        if path and os.path.exists(path) and Path(path).resolve().is_relative_to(output)
+    ]
+    return [f"--overwrite: would move {', '.join(inside)} away with --output_dir"] if inside else []
 
 
 def _page(flags: Mapping[str, object]) -> list[str]:
@@ -269,8 +289,11 @@ def _earlier(flags: Mapping[str, object]) -> list[str]:
         problems.append(f"--replay: {flags['replay']} is not a share in [0, 1]")
     if not flags["max_forget"] >= 0:
         problems.append(f"--max_forget: {flags['max_forget']} is not 0 or above")
-    if flags["replay"] and not flags["resume_from_checkpoint"]:
-        problems.append("--replay: there are no earlier stages without --resume_from_checkpoint")
+    asked = {"replay": flags["replay"], "max_forget": 0 <= flags["max_forget"] < math.inf}
+    if not flags["resume_from_checkpoint"]:
+        problems += [
+            f"--{name}: there are no earlier stages without --resume_from_checkpoint" for name in asked if asked[name]
+        ]
     return problems
 
 

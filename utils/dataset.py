@@ -90,7 +90,7 @@ def _checked(name: str, sha256: str, read: Read) -> datasets.Dataset:
 
     def build(target: Path) -> dict:
         unused: Counter[str] = Counter()
-        bar = tqdm(read(unused), desc=f"reading {name}", unit="row", leave=False)
+        bar = tqdm(read(unused), desc=f"reading {name}", unit="row", leave=False, disable=None)
         count = _write(target, _ROW, map(_record_batch(_ROW), _chunks(bar)))
         return {"rows": count, "unused": unused.most_common(5), "others": max(0, len(unused) - 5)}
 
@@ -170,7 +170,7 @@ def encode(
 def _encoded_batches(work: Callable, rows: int, total: Counter[str]) -> Iterator[pyarrow.RecordBatch]:
     starts = range(0, rows, CHUNK)
     processes = min(parallel.cores(), len(starts) // 2)
-    with tqdm(total=rows, desc="tokenizing", unit="row", leave=False) as bar:
+    with tqdm(total=rows, desc="tokenizing", unit="row", leave=False, disable=None) as bar:
         for batch, counts in parallel.in_order(work, starts, processes):
             total.update(counts)
             bar.update(counts["rows"] + counts["masked"])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
@@ -92,7 +93,8 @@ class Metrics(TrainerCallback):
         known = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch")
         line = {"step": state.global_step} | {key: logs[key] for key in known if key in logs}
         if not math.isfinite(logs.get("eval_loss", 0)):
-            raise ModelFault(f"the validation loss is {logs['eval_loss']} at step {state.global_step}: {ADVICE}")
+            advice = ADVICE if state.global_step else "the base model is broken, or overflows (--dtype float32)"
+            raise ModelFault(f"the validation loss is {logs['eval_loss']} at step {state.global_step}: {advice}")
         if "loss" in logs:
             self._refuse_spoiled(args, state.global_step, logs)
             line |= {
@@ -119,19 +121,33 @@ class Metrics(TrainerCallback):
 
 class Bar(ProgressCallback):
     """The Trainer's progress bar with the speed and the latest losses at its end, instead of a printed dictionary a
-    step. tokens_per_s: those of the rows, without padding."""
+    step; in a log, which is no terminal, a line a checkpoint. tokens_per_s: those of the rows, without padding."""
 
     def __init__(self, metrics: Metrics):
         super().__init__()
         self.metrics = metrics
         self.losses: dict[str, str] = {}
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Begin the bar where the run begins, or goes on."""
+        self.current_step = state.global_step
+        self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=None)
+
+    def on_save(self, args, state, control, **kwargs):
+        """The line in a log."""
+        if self.training_bar is not None and self.training_bar.disable:
+            speed = f"tokens_per_s={self._speed():.0f}"
+            losses = [f"{key}={self.losses[key]}" for key in ("loss", "eval_loss") if key in self.losses]
+            print(f"step {state.global_step} of {state.max_steps}:", ", ".join([*losses, speed]), flush=True)
+
+    def _speed(self) -> float:
+        return self.metrics.tokens / max(self.metrics.seconds, 1e-9)
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Show the speed and the losses."""
         self.losses |= {key: f"{logs[key]:.3f}" for key in ("loss", "eval_loss") if key in logs}
         if self.training_bar is not None:
-            speed = self.metrics.tokens / max(self.metrics.seconds, 1e-9)
-            self.training_bar.set_postfix(self.losses | {"tokens_per_s": f"{speed:.0f}"})
+            self.training_bar.set_postfix(self.losses | {"tokens_per_s": f"{self._speed():.0f}"})
 
     def close(self) -> None:
         """End the bar's line, so that an error has one of its own."""

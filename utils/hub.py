@@ -19,19 +19,27 @@ def is_hub_name(name: str) -> bool:
 def local_folder(name: str, flag: str) -> Path:
     """The folder that holds `name`'s files.
 
-    Raises ArgumentFault (naming the flag) for a path that does not exist, EnvironmentFault for a Hub name that cannot
-    be brought.
+    Raises ArgumentFault (naming the flag) for a path that does not exist, or a name that the Hub does not know;
+    EnvironmentFault where the Hub cannot be reached.
     """
     if Path(name).is_dir():
         return Path(name)
     if not is_hub_name(name):
         raise ArgumentFault(f"--{flag}: {name} does not exist")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(name, allow_patterns=_WANTED))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise EnvironmentFault(f"--{flag}: {name} is no folder here, and the Hub cannot be reached") from None
+    except RepositoryNotFoundError as error:
+        why = str(error).splitlines()[0]
+        raise ArgumentFault(f"--{flag}: {name} is neither a folder here nor a model of the Hub: {why}") from None
     except HfHubHTTPError as error:
         raise ModelFault(f"--{flag}: {name}: {str(error).splitlines()[0]}") from None

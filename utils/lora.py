@@ -26,6 +26,11 @@ MERGED_LINEAR = (
     "is an enable_lora adapter (MergedLinear of PEFT 0.2), which no later PEFT can load: train it again from its data "
     "and its base (finetune.py, finetune_bloom.py); what they save has the form of today"
 )
+# What can be merged and is not trained on.
+MERGED_ONLY = (
+    "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "exclude_modules",
+    "fan_in_fan_out",
+)  # fmt: skip
 # Ways to initialise LoRA that subtract from the base model what they put into the adapter.
 CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 BLOCK = 1 << 20  # elements computed at once: 4 MB in float32, which stays in the processor's cache
@@ -55,6 +60,32 @@ class Change:
 
     whole: torch.Tensor | None = None
     deltas: list[Delta] = field(default_factory=list)
+
+
+def unsupported(config: dict) -> list[str]:
+    """What an adapter_config.json asks for that this toolkit does not compute, by name."""
+    found = [key for key in UNSUPPORTED if config.get(key)]
+    if config.get("bias", "none") not in ("none", None):
+        found.append(f"bias {config['bias']}")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGED_BASES):
+        found.append(f"init_lora_weights {start} (it changed the base model)")
+    return found
+
+
+def not_plain(config: dict) -> list[str]:
+    """What it asks for beside one rank and one scale alpha / r, of whole numbers, on the layers of a list of names."""
+    found = unsupported(config) + [key for key in MERGED_ONLY if config.get(key)]
+    numbers = {key: config[key] for key in ("r", "lora_alpha") if key in config}
+    found += [f"{key} {value}" for key, value in numbers.items() if not _is_whole(value)]
+    targets = config.get("target_modules") or []
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        found.append(f"target_modules {targets}")
+    return found
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0 and value % 1 == 0
 
 
 def blocks(tensor: torch.Tensor) -> Iterator[slice]:
@@ -88,13 +119,7 @@ class Adapter:
             self._take(name, tensor.detach(), tensors)
 
     def _refuse_by_name(self) -> None:
-        found = [key for key in UNSUPPORTED if self.config.get(key)]
-        if self.config.get("bias", "none") not in ("none", None):
-            found.append(f"bias {self.config['bias']}")
-        start = self.config.get("init_lora_weights")
-        if isinstance(start, str) and start.lower().startswith(CHANGED_BASES):
-            found.append(f"init_lora_weights {start} (it changed the base model)")
-        if found:
+        if found := unsupported(self.config):
             raise ModelFault(f"{self.folder}: {', '.join(found)} cannot be merged by this toolkit")
 
     def _take(self, name: str, tensor: torch.Tensor, tensors: Weights) -> None:

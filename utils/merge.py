@@ -56,7 +56,8 @@ def write(plan: Plan, target: Path) -> dict:
     seconds = dict.fromkeys(("arithmetic", "writing", "waiting_for_the_proof"), 0.0)
     peak, pending = 0, None
     with one_processor_less(), ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for name, weight in tqdm(weights.read_base(plan.base), "merging", len(plan.layout), unit="tensor"):
+        read = weights.read_base(plan.base)
+        for name, weight in tqdm(read, "merging", len(plan.layout), unit="tensor", disable=None):
             if name not in plan.layout:  # a second copy of tied embeddings
                 continue
             marks = [time.perf_counter()]

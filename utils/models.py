@@ -1,5 +1,6 @@
 """Tokenizer, base model in full precision or 8/4 bits, LoRA attached. The only room that knows bitsandbytes."""
 
+import sys
 from pathlib import Path
 
 import torch
@@ -70,6 +71,8 @@ def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device
     Unquantised it keeps its dtype (see runtime.compute_dtype). Raises ModelFault for missing, unexpected or unreadable
     weights: transformers itself would fill them with random numbers and go on.
     """
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     config = load_config(folder)
     stored = config.dtype or torch.float32
     quantisation = None

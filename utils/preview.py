@@ -86,7 +86,8 @@ def _texts(rows: datasets.Dataset, names: list[str]) -> Iterator[str]:
     evaluated = _evaluation_prompts()
     keys = numpy.empty(len(rows), numpy.uint64)
     garbled, silent, known = [], [], {}
-    for index, row in enumerate(tqdm(_each(rows), total=len(rows), desc="looking", unit="row", leave=False)):
+    bar = tqdm(_each(rows), total=len(rows), desc="looking", unit="row", leave=False, disable=None)
+    for index, row in enumerate(bar):
         texts = [row["instruction"], row["input"], row["output"], *(text for turn in row["history"] for text in turn)]
         keys[index] = _key("\0".join(texts))
         if (prompt := _key(row["instruction"] + row["input"])) in evaluated:

@@ -1,10 +1,12 @@
 """run.json: what made this output. Identity decides whether a command continues a run or would start another.
 
-Keys: kind, status ("running" | "complete"), base, parent, data, template, settings, versions, started; at the end
-finished, files, tokens, losses, speed. Written beside the adapter, read by later stages, generate.py and merge_lora.py.
+Keys: kind, status ("running" | "complete"), folder, base, parent, data, template, settings, versions, started; at the
+end finished, files, tokens, losses, speed. Written beside the adapter, read by later stages, generate.py and
+merge_lora.py. Paths are absolute; "folder" is where the output lay, so that what lay beside it is found after a move.
 """
 
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,10 +14,13 @@ from pathlib import Path
 
 from utils.errors import ModelFault
 from utils.files import sampled_hash, sha256_file, write_json
-from utils.prompter import Prompter
+from utils.prompter import Prompter, template_problem
 
 NAME = "run.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers", "safetensors")
+
+# What a tokenizer is made of besides tokenizer*.
+TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
 
 # Settings that change the mathematics of a run; all others (logging, folders, micro batch) may differ.
 MATHEMATICAL = (
@@ -34,6 +39,7 @@ def describe_base(name: str, folder: Path) -> dict:
     if not weights or not (folder / "config.json").exists():
         raise ModelFault(f"{folder}: no model here (config.json and *.safetensors or pytorch_model*.bin)")
     small = [path for path in (folder / "config.json", *sorted(folder.glob("tokenizer*"))) if path.is_file()]
+    small += [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     return {"name": name, "path": str(folder.resolve()), "fingerprint": sampled_hash([*small, *weights])}
 
 
@@ -42,11 +48,16 @@ def describe(kind: str, settings: dict, base: dict, parent: dict | None, data: l
     return {
         "kind": kind,
         "status": "running",
+        "folder": str(Path(settings["output_dir"]).resolve()),
         "base": base,
         "parent": parent,
         "data": data,
         "template": {"name": prompter.name, "sha256": prompter.sha256},
-        "settings": {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()},
+        "settings": {  # JSON has no infinity, which here is the default: no limit
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in settings.items()
+            if value != float("inf")
+        },
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES},
         "started": now(),
     }
@@ -55,7 +66,8 @@ def describe(kind: str, settings: dict, base: dict, parent: dict | None, data: l
 def begin(output_dir: str, run: dict, rows: dict) -> None:
     """Write the record of a run that starts, or goes on (then with its first start's time).
 
-    A changed micro batch is announced and recorded: the same rows make a step, but float sums round otherwise.
+    A changed micro batch is announced and recorded: the same rows make a step, but float sums round otherwise. Other
+    versions of the libraries are announced.
     """
     folder = Path(output_dir)
     before = read(folder) or run
@@ -64,6 +76,12 @@ def begin(output_dir: str, run: dict, rows: dict) -> None:
     if used[-1] != micro:
         warn(f"--micro_batch_size {used[-1]} -> {micro}: the run goes on, but its bytes will differ")
         used = [*used, micro]
+    libraries = before.get("versions") or {}
+    other = [
+        f"{name} {libraries.get(name)} -> {now}" for name, now in run["versions"].items() if libraries.get(name) != now
+    ]
+    if other and libraries:
+        warn(f"{', '.join(other)}: the run goes on, but its bytes may differ")
     run |= {"rows": rows, "started": before["started"], "micro_batch_sizes": used}
     write_json(folder / NAME, run)
 
@@ -111,7 +129,7 @@ def read(folder: Path) -> dict | None:
     return value
 
 
-def describe_merge(base: dict, adapters: list[tuple[Path, str]], dtype: str) -> dict:
+def describe_merge(base: dict, adapters: list[tuple[Path, str]], dtype: str, output_dir: str) -> dict:
     """The record of merged weights: base, adapters (folder, SHA-256 of its weights) in order, and the template of the
     last one that has any. "merged": the hashes of all adapters inside, the base's own included; "parent": the last."""
     described = [_describe_adapter(folder, sha256) for folder, sha256 in adapters]
@@ -119,6 +137,7 @@ def describe_merge(base: dict, adapters: list[tuple[Path, str]], dtype: str) -> 
     return {
         "kind": "merge",
         "status": "complete",
+        "folder": str(Path(output_dir).resolve()),
         "base": base,
         "parent": described[-1],
         "adapters": described,
@@ -181,7 +200,8 @@ def is_same_merge(output_dir: str, run: dict) -> bool:
 def lineage(parent: dict | None) -> list[dict]:
     """The stages behind a run, the first one first, each {"name", "folder", "run"}, as far as run.json tells.
 
-    parent: a run's "parent". A checkpoint stands for the run that wrote it.
+    parent: a run's "parent". A checkpoint stands for the run that wrote it. The paths in "run" are those of today,
+    where base, data and stages were moved together.
     """
     stages: list[dict] = []
     while parent is not None:
@@ -190,9 +210,32 @@ def lineage(parent: dict | None) -> list[dict]:
         run = read(folder)
         if run is None or any(stage["folder"] == str(folder) for stage in stages):
             break
+        run = _where_it_lies(run, folder)
         stages.insert(0, {"name": folder.name, "folder": str(folder), "run": run})
         parent = run.get("parent")
     return stages
+
+
+def _where_it_lies(run: dict, folder: Path) -> dict:
+    """The record of the run in `folder`, each path that is gone replaced by what lies there as that lay beside it."""
+
+    def today(item: dict | None) -> dict | None:
+        path = Path((item or {}).get("path") or "")
+        if "folder" not in run or not path.is_absolute() or path.exists():
+            return item
+        moved = Path(os.path.normpath(folder.resolve() / os.path.relpath(path, run["folder"])))
+        return {**item, "path": str(moved)} if moved.exists() else item
+
+    found = {key: today(run.get(key)) for key in ("base", "parent") if key in run}
+    return run | found | {key: list(map(today, run[key])) for key in ("data", "adapters") if key in run}
+
+
+def changed_template(run: dict) -> str | None:
+    """How the template's texts differ from those that a run was trained with, None where they do not (or where none
+    are recorded). Raises ArgumentFault for a template that is gone."""
+    then = run.get("template") or {}
+    now = Prompter(then["name"]).sha256 if then.get("sha256") else None
+    return None if now == then.get("sha256") else f"template {then['name']}: {_short(then['sha256'])} -> {_short(now)}"
 
 
 def template_of(folder: Path, asked: str) -> str:
@@ -200,13 +243,16 @@ def template_of(folder: Path, asked: str) -> str:
 
     One warning line where they disagree, or where nothing is recorded.
     """
-    recorded = ((read(folder) or {}).get("template") or {}).get("name")
+    run = read(folder) or {}
+    recorded = (run.get("template") or {}).get("name")
     if not recorded and not asked:
         warn(
             f"{folder} has no run.json: the template alpaca is assumed (--prompt_template), its base cannot be checked"
         )
     elif recorded and asked not in ("", recorded):
         warn(f"--prompt_template {asked}: {folder} was trained with {recorded}")
+    elif recorded and template_problem(recorded) is None and (change := changed_template(run)):
+        warn(f"{folder} was trained with other texts: {change}")
     return asked or recorded or "alpaca"
 
 

@@ -117,7 +117,7 @@ class StageTrainer(Trainer):
         order = sorted(range(len(lengths)), key=lambda index: lengths[index])
         total = tokens = 0
         with torch.no_grad():
-            for start in tqdm(range(0, len(order), size), desc=title, leave=False, disable=self.args.disable_tqdm):
+            for start in tqdm(range(0, len(order), size), desc=title, leave=False, disable=None):
                 if self.cadence.signal is not None:
                     raise hooks.Stopped
                 rows = [dataset[index] for index in order[start : start + size]]

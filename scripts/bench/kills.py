@@ -21,6 +21,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -110,6 +111,18 @@ def after(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() >= end
 
 
+def then(event: Callable[[], bool], seconds: float) -> Callable[[], bool]:
+    """Whether so much time has passed since the event was first seen."""
+    clock: list[Callable[[], bool]] = []
+
+    def now() -> bool:
+        if not clock and event():
+            clock.append(after(seconds))
+        return bool(clock) and clock[0]()
+
+    return now
+
+
 def staged(out: Path, count: int, is_final: bool) -> Callable[[], bool]:
     """Whether the count-th staging folder of a checkpoint has appeared, or (is_final) the one of the final adapter."""
     seen: set[str] = set()
@@ -192,6 +205,7 @@ class Campaign:
         """One run that nobody disturbs, in a process of its own: what all others must end with."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.seconds: dict[bool, float] = {}
+        self.training: dict[bool, float] = {}
         self.undisturbed = self._measure(self.folder / "undisturbed", self.forked)
 
     def kill(self, kills: int, forked: bool) -> None:
@@ -212,10 +226,16 @@ class Campaign:
             assert not differing, f"{out}: not what the undisturbed run ended with: {differing}"
 
     def _measure(self, out: Path, forked: bool) -> dict:
-        """A run to its end, timed."""
-        begin = time.monotonic()
-        self._expect(until(self._start(out, forked)), out)
-        self.seconds[forked] = time.monotonic() - begin
+        """A run to its end, timed: all of it, and from the first word in metrics.jsonl on."""
+        begin, trained = time.monotonic(), []
+
+        def watch() -> bool:
+            if not trained and (out / "metrics.jsonl").exists():
+                trained.append(time.monotonic())
+            return False
+
+        self._expect(until(self._start(out, forked), watch), out)
+        self.seconds[forked], self.training[forked] = (time.monotonic() - since for since in (begin, trained[0]))
         return result(out)
 
     def _start(self, out: Path, forked: bool) -> subprocess.Popen | BaseProcess:
@@ -225,25 +245,22 @@ class Campaign:
         """Start the run (again); the exit code, None when it was killed."""
         since = time.time_ns()
         process = self._start(out, forked)
-        code = until(process, self._moment(out, forked) if is_killed else lambda: False)
+        code = until(process, self._moment(out, forked, since) if is_killed else lambda: False)
         if code is None:
             self.phases[phase(out, since, self.undisturbed, forked)] += 1
         return code
 
-    def _moment(self, out: Path, forked: bool) -> Callable[[], bool]:
-        """A random moment of the run, or, half of the time, when a staging folder appears or a little later."""
-        if self.random.random() < 0.5:
+    def _moment(self, out: Path, forked: bool, since: int) -> Callable[[], bool]:
+        """A random moment of the run, or of its training; or, half of the time, when a staging folder appears or a
+        little later."""
+        kind = self.random.random()
+        if kind < 0.25:
             return after(self.random.uniform(0, self.seconds[forked]))
+        if kind < 0.5:
+            begun = partial(_written, out / "metrics.jsonl", since)
+            return then(begun, self.random.uniform(0, self.training[forked]))
         appeared = staged(out, self.random.randint(1, 3), is_final=self.random.random() < 0.3)
-        later: list[Callable[[], bool]] = []
-        delay = self.random.choice((0, self.random.uniform(0, 0.02)))
-
-        def now() -> bool:
-            if not later and appeared():
-                later.append(after(delay))
-            return bool(later) and later[0]()
-
-        return now
+        return then(appeared, self.random.choice((0, self.random.uniform(0, 0.02))))
 
     def _expect(self, code: int | None, out: Path) -> None:
         assert code == 0, f"{out}: exit code {code}\n{out.with_suffix('.log').read_text(encoding='utf-8')[-2000:]}"
