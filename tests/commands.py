@@ -6,12 +6,20 @@ import sys
 from pathlib import Path
 
 import finetune
+import finetune_bloom
 import generate
+import generate_bloom
 import merge_lora
 from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-MAIN = {"finetune.py": finetune.train, "generate.py": generate.main, "merge_lora.py": merge_lora.main}
+MAIN = {
+    "finetune.py": finetune.train,
+    "generate.py": generate.main,
+    "finetune_bloom.py": finetune_bloom.train,
+    "generate_bloom.py": generate_bloom.main,
+    "merge_lora.py": merge_lora.main,
+}
 HEAVY = {"torch", "transformers", "peft", "gradio", "datasets", "bitsandbytes"}
 LORA = ("q_proj", "v_proj")
 
@@ -34,6 +42,12 @@ FLAGS = {
     },
     "merge_lora.py": {"base_model": "", "lora_model": "", "output_dir": ""},
 }  # fmt: skip
+FLAGS["finetune_bloom.py"] = {
+    **FLAGS["finetune.py"],
+    "output_dir": "./lora-bloom",
+    "lora_target_modules": ("query_key_value",),
+}
+FLAGS["generate_bloom.py"] = FLAGS["generate.py"]
 
 
 def command(script: str, *flags: str) -> list[str]:

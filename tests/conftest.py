@@ -1,8 +1,9 @@
-"""Shared fixtures: a tiny base, and one stage trained on it by finetune.py itself (once a test session)."""
+"""Shared fixtures: a tiny base of each family, and one stage trained on it by its script (once a test session)."""
 
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 # Tiny tensors gain nothing from two threads, and lose much when another process wants a core.
@@ -16,9 +17,15 @@ import pytest  # noqa: E402
 import tiny_models  # noqa: E402
 from shells import NAMES, PIPELINES, Tree  # noqa: E402
 
+import finetune  # noqa: E402
+import finetune_bloom  # noqa: E402
 from utils import cli, models  # noqa: E402
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = {"llama": LINEAR, "bloom": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")}
+TRAIN = {"llama": finetune.train, "bloom": finetune_bloom.train}
+# Tests marked so run for each family; without the mark, for LLaMA.
+both_families = pytest.mark.parametrize("family", list(TRAIN), indirect=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,35 +43,62 @@ def write_rows(path: Path, rows: list) -> str:
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory) -> Path:
-    """A tiny LLaMA in float32 that knows a little."""
-    return tiny_models.schooled_llama(tmp_path_factory.mktemp("models") / "base")
+def once(tmp_path_factory) -> Callable[[str, Callable], object]:
+    """once(name, build): what build(folder) returned the first time; a fixture of two families is made twice, not at
+    every change between them."""
+    made = {}
+
+    def once(name: str, build: Callable) -> object:
+        if name not in made:
+            made[name] = build(tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return once
 
 
 @pytest.fixture(scope="session")
-def stage(base, tmp_path_factory) -> dict:
-    """The flags of a run that learned tiny_models.ROWS by heart; its adapter lies in flags["output_dir"]."""
-    import finetune
+def family(request) -> str:
+    """The model family of a test: see both_families."""
+    return getattr(request, "param", "llama")
 
-    folder = tmp_path_factory.mktemp("stage")
-    flags = {
-        "base_model": str(base),
-        "data_path": write_rows(folder / "rows.json", tiny_models.ROWS),
-        "output_dir": str(folder / "adapter"),
-        "batch_size": 8,
-        "micro_batch_size": 4,
-        "num_epochs": 100,
-        "learning_rate": 5e-3,
-        "val_set_size": 0,
-        "lora_r": 16,
-        "lora_dropout": 0.0,
-        "lora_target_modules": LINEAR,
-        "train_on_inputs": False,
-        "prompt_template_name": "alpaca_short",
-        "load_8bit": False,
-    }
-    finetune.train(**flags)
-    return flags
+
+@pytest.fixture(scope="session")
+def train(family) -> Callable[..., None]:
+    """The family's training script."""
+    return TRAIN[family]
+
+
+@pytest.fixture(scope="session")
+def base(family, once) -> Path:
+    """A tiny model in float32 that knows a little."""
+    return once(f"{family}-model", lambda folder: tiny_models.schooled(folder / "base", family))
+
+
+@pytest.fixture(scope="session")
+def stage(base, family, train, once) -> dict:
+    """The flags of a run that learned tiny_models.ROWS by heart; its adapter lies in flags["output_dir"]."""
+
+    def learned(folder: Path) -> dict:
+        flags = {
+            "base_model": str(base),
+            "data_path": write_rows(folder / "rows.json", tiny_models.ROWS),
+            "output_dir": str(folder / "adapter"),
+            "batch_size": 8,
+            "micro_batch_size": 4,
+            "num_epochs": 100,
+            "learning_rate": {"llama": 5e-3, "bloom": 1e-2}[family],
+            "val_set_size": 0,
+            "lora_r": 16,
+            "lora_dropout": 0.0,
+            "lora_target_modules": ALL_LINEAR[family],
+            "train_on_inputs": False,
+            "prompt_template_name": "alpaca_short",
+            "load_8bit": False,
+        }
+        train(**flags)
+        return flags
+
+    return once(f"{family}-stage", learned)
 
 
 @pytest.fixture

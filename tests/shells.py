@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import finetune
+import finetune_bloom
 import generate
+import generate_bloom
 import merge_lora
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,8 +38,17 @@ ANSWERS = "save-generate-2-alpaca-13b-3"
 MERGES = ["merge-13b-alpaca", "merge-13b-llama", "merge-7b-alpaca", "merge-7b-llama"]
 PAGES = [f"generate-2-alpaca-13b-{column}" for column in ("1", "2", "2-2", "3")]
 BATCHES = ["save-generate-2-alpaca-13b-2", ANSWERS]
-STAGE_NAME = re.compile(r"(run|rerun|generate|save-generate)-(\d+)-((?:alpaca|llama)-(?:7|13)b)-(\d+(?:-\d+)?)")
-MAIN = {"finetune.py": finetune.train, "generate.py": generate.main, "merge_lora.py": merge_lora.main}
+BLOOM = ["run-6-bloom-7b1-1", "rerun-6-bloom-7b1-2"]
+STAGE_NAME = re.compile(
+    r"(run|rerun|generate|save-generate)-(\d+)-((?:alpaca|llama)-(?:7|13)b|bloom-7b1)-(\d+(?:-\d+)?)"
+)
+MAIN = {
+    "finetune.py": finetune.train,
+    "generate.py": generate.main,
+    "finetune_bloom.py": finetune_bloom.train,
+    "generate_bloom.py": generate_bloom.main,
+    "merge_lora.py": merge_lora.main,
+}
 # The published recipes: the stage before, the data, the validation rows.
 RECIPES = {
     "run-1-alpaca-13b-2": (None, "COIG/coig-part1.json", "200"),
@@ -50,6 +61,8 @@ RECIPES = {
     "rerun-3-alpaca-13b-3": ("rerun-2-alpaca-13b-3", "firefly/firefly-train-1.json", "2000"),
     "run-4-alpaca-7b-1": (None, "firefly/firefly-train-0.json", "2000"),
     "rerun-5-alpaca-7b-1": ("run-4-alpaca-7b-1", "firefly/firefly-train-1.json", "2000"),
+    "run-6-bloom-7b1-1": (None, "belle/belle.json", "2000"),
+    "rerun-6-bloom-7b1-2": ("run-6-bloom-7b1-1", "firefly/firefly-train-0.json", "2000"),
 }
 STAGES = [name for name in NAMES if name.startswith(("run-", "rerun-"))]
 
@@ -69,7 +82,7 @@ if [ "$stage" = "${WAIT_AT:-}" ]; then
   : >"$CALLS/../waiting"
   for _ in {1..900}; do sleep 0.1; done
 fi
-if [ "$script" = finetune.py ]; then
+if [ "$script" = finetune.py ] || [ "$script" = finetune_bloom.py ]; then
   mkdir -p -- "$output"
   printf weights >"$output/adapter_model.safetensors"
   printf '{\n  "status": "complete"\n}\n' >"$output/run.json"
@@ -134,7 +147,7 @@ class Tree:
 
     def ready(self) -> "Tree":
         """Everything there that any script asks for, but no stage."""
-        for name in ("llama-13b", "llama-7b", "merge-13b-alpaca", "merge-7b-alpaca"):
+        for name in ("llama-13b", "llama-7b", "merge-13b-alpaca", "merge-7b-alpaca", "bloom-7b1"):
             self.model(name)
         self.data()
         (self.root / "test_data").mkdir()
@@ -152,6 +165,12 @@ class Tree:
 def flags(call: list[str]) -> dict[str, str]:
     """The flags of a call's arguments (folder, script, --flag, value, ...)."""
     return {name.removeprefix("--"): value for name, value in zip(call[2::2], call[3::2])}
+
+
+def base_of(stage: str) -> str:
+    """The folder under MODEL_DIR that a stage of this name starts from."""
+    kind, size = STAGE_NAME.fullmatch(stage)[3].split("-")
+    return f"bloom-{size}" if kind == "bloom" else f"merge-{size}-{kind}"
 
 
 def listing(folder: Path) -> list[tuple[Path, int]]:

@@ -1,4 +1,4 @@
-"""The whole way on a tiny model: data -> adapter -> answers -> merged weights -> the next stage."""
+"""The whole way on a tiny model of each family: data -> adapter -> answers -> merged weights -> the next stage."""
 
 import json
 from pathlib import Path
@@ -6,24 +6,29 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
-from conftest import LINEAR, write_rows
+from conftest import ALL_LINEAR, both_families, write_rows
 from safetensors.torch import load_file
 from tiny_models import HELD_OUT, ROWS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import finetune
 import generate
+import generate_bloom
 import merge_lora
+from scripts import lineage
 from utils import adapters, models, record, training
 
+pytestmark = both_families
+ANSWER = {"llama": generate.main, "bloom": generate_bloom.main}
+TINY = {"llama": tiny_models.tiny_llama, "bloom": tiny_models.tiny_bloom}
 WANTED = [row["output"] for row in ROWS]
 
 
 def answers(prompts: list, folder: Path, **flags) -> list[dict]:
-    """generate.py's test.json for these prompts."""
+    """The test.json of the base's own script for these prompts."""
     path = write_rows(folder / "prompts.json", prompts)
     target = folder / "test.json"
-    generate.main(is_ui=False, test_input_path=path, output_path=str(target), max_new_tokens=40, **flags)
+    family = json.loads((Path(flags["base_model"]) / "config.json").read_text(encoding="utf-8"))["model_type"]
+    ANSWER[family](is_ui=False, test_input_path=path, output_path=str(target), max_new_tokens=40, **flags)
     return json.loads(target.read_text(encoding="utf-8"))
 
 
@@ -91,7 +96,7 @@ def test_every_lora_tensor_has_moved_and_no_base_tensor_has(stage, base):
     assert all(not tensor.requires_grad for name, tensor in peft.named_parameters() if "lora_" not in name)
 
 
-def test_the_second_stage_starts_exactly_at_the_first_ones_weights(stage, quick, tmp_path, monkeypatch):
+def test_the_second_stage_starts_exactly_at_the_first_ones_weights(stage, quick, tmp_path, monkeypatch, train):
     seen = {}
 
     def capture(model, *args):
@@ -101,22 +106,22 @@ def test_the_second_stage_starts_exactly_at_the_first_ones_weights(stage, quick,
     monkeypatch.setattr(training, "build", capture)
     lora = {key: stage[key] for key in ("lora_r", "lora_target_modules", "lora_dropout")}
     with pytest.raises(KeyboardInterrupt):
-        finetune.train(**{**quick, **lora, "resume_from_checkpoint": stage["output_dir"]})
+        train(**{**quick, **lora, "resume_from_checkpoint": stage["output_dir"]})
     first = load_file(Path(stage["output_dir"]) / "adapter_model.safetensors")
     assert {name.replace(".default", ""): 0 for name in seen}.keys() == first.keys()
     assert all(torch.equal(tensor, first[name.replace(".default", "")]) for name, tensor in seen.items())
 
 
-def test_the_same_command_twice_gives_the_same_bytes(quick, tmp_path):
-    finetune.train(**quick)
-    finetune.train(**{**quick, "output_dir": str(tmp_path / "again")})
+def test_the_same_command_twice_gives_the_same_bytes(quick, tmp_path, train):
+    train(**quick)
+    train(**{**quick, "output_dir": str(tmp_path / "again")})
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_run_json_tells_what_made_the_adapter(stage, quick, tmp_path):
+def test_run_json_tells_what_made_the_adapter(stage, quick, tmp_path, train, capsys):
     lora = {key: stage[key] for key in ("lora_r", "lora_target_modules", "lora_dropout")}
-    finetune.train(**{**quick, **lora, "resume_from_checkpoint": stage["output_dir"]})
+    train(**{**quick, **lora, "resume_from_checkpoint": stage["output_dir"]})
     run = record.read(tmp_path / "out")
     parent = record.read(Path(stage["output_dir"]))
     assert run["status"] == parent["status"] == "complete"
@@ -128,10 +133,13 @@ def test_run_json_tells_what_made_the_adapter(stage, quick, tmp_path):
     assert run["settings"]["learning_rate"] == 1e-2 and run["versions"]["torch"]
     assert run["losses"].keys() >= {"train", "start", "best", "best_step"} and run["steps"] == 3
     assert run["speed"]["tokens_per_second"] > 0
+    lineage.show(str(tmp_path / "out"))
+    assert f"base: {stage['base_model']}" in (drawn := capsys.readouterr().out) and "alpaca_short" in drawn
+    lineage.verify(str(tmp_path / "out"))
 
 
-def test_metrics_have_a_line_a_step_and_the_curve_is_drawn(quick, tmp_path):
-    finetune.train(**quick)
+def test_metrics_have_a_line_a_step_and_the_curve_is_drawn(quick, tmp_path, train):
+    train(**quick)
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3]
@@ -140,9 +148,9 @@ def test_metrics_have_a_line_a_step_and_the_curve_is_drawn(quick, tmp_path):
     assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_adapter_saved_is_the_best_by_validation_loss(quick, tmp_path):
-    more = {"num_epochs": 30, "lora_r": 16, "lora_target_modules": LINEAR}
-    finetune.train(**{**quick, **more})  # six rows soon learned by heart, at the cost of the two held out
+def test_the_adapter_saved_is_the_best_by_validation_loss(quick, family, tmp_path, train):
+    more = {"num_epochs": 30, "lora_r": 16, "lora_target_modules": ALL_LINEAR[family]}
+    train(**{**quick, **more})  # six rows soon learned by heart, at the cost of the two held out
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     scores = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line and line["step"]}
     run = record.read(tmp_path / "out")
@@ -156,10 +164,10 @@ def test_the_adapter_saved_is_the_best_by_validation_loss(quick, tmp_path):
 
 
 @pytest.mark.parametrize("bits", ["load_8bit", "load_4bit"])
-def test_an_evaluation_between_two_steps_changes_no_gradient(bits, base):
+def test_an_evaluation_between_two_steps_changes_no_gradient(bits, base, family):
     flags = {"load_8bit": False, "load_4bit": False, bits: True}
     model = models.load_base(base, dtype="auto", device=torch.device("cpu"), **flags)
-    model = models.add_lora(models.prepare_for_training(model, torch.device("cpu")), 4, 8, 0.0, ("q_proj",))
+    model = models.add_lora(models.prepare_for_training(model, torch.device("cpu")), 4, 8, 0.0, ALL_LINEAR[family][:1])
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if "lora_B" in name:
@@ -186,8 +194,8 @@ def test_an_evaluation_between_two_steps_changes_no_gradient(bits, base):
 
 
 @pytest.mark.parametrize("bits", ["load_8bit", "load_4bit"])
-def test_a_quantised_base_trains_saves_and_answers_on_a_cpu(bits, quick, tmp_path):
-    finetune.train(**{**quick, "load_8bit": False, bits: True})
+def test_a_quantised_base_trains_saves_and_answers_on_a_cpu(bits, quick, tmp_path, train):
+    train(**{**quick, "load_8bit": False, bits: True})
     state = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert all(tensor.dtype == torch.float32 for tensor in state.values())
     got = answers(
@@ -199,12 +207,12 @@ def test_a_quantised_base_trains_saves_and_answers_on_a_cpu(bits, quick, tmp_pat
 @pytest.mark.parametrize(
     ("stored", "held"), [("float16", "bfloat16"), ("bfloat16", "bfloat16"), ("float32", "float32")]
 )
-def test_the_base_keeps_its_dtype_and_lora_is_float32(stored, held, tmp_path):
-    folder = tiny_models.tiny_llama(tmp_path / "base", layers=1)
+def test_the_base_keeps_its_dtype_and_lora_is_float32(stored, held, family, tmp_path):
+    folder = TINY[family](tmp_path / "base", layers=1)
     AutoModelForCausalLM.from_pretrained(folder).to(getattr(torch, stored)).save_pretrained(folder)
     model = models.load_base(folder, False, False, "auto", torch.device("cpu"))
     assert {tensor.dtype for tensor in model.parameters()} == {getattr(torch, held)}
-    peft = models.add_lora(model, 4, 8, 0.0, ("q_proj",))
+    peft = models.add_lora(model, 4, 8, 0.0, ALL_LINEAR[family][:1])
     assert {tensor.dtype for name, tensor in peft.named_parameters() if "lora_" in name} == {torch.float32}
     forced = models.load_base(folder, False, False, "float32", torch.device("cpu"))
     assert forced.dtype == torch.float32

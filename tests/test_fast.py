@@ -6,16 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import LINEAR
+from conftest import LINEAR, both_families
 from safetensors.torch import load_file
 from tiny_models import tiny_llama
 from torch import nn
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-import finetune
 from utils import fast, models, training
 from utils.batching import collate, collate_packed, parts_of, tokens_of
 from utils.encode import IGNORED
+from utils.errors import ModelFault
 
 CPU = torch.device("cpu")
 LENGTHS = [9, 31, 5, 17, 12, 40]
@@ -162,11 +162,12 @@ def test_packed_rows_are_counted_as_padded_ones():
     assert batch["position_ids"][0, :11].tolist() == [*range(9), 0, 1]
 
 
-def test_a_whole_run_learns_what_the_plain_one_learns(quick, tmp_path):
+@both_families
+def test_a_whole_run_learns_what_the_plain_one_learns(quick, train, tmp_path):
     adapters = []
     for is_fast in (True, False):
         out = tmp_path / str(is_fast)
-        finetune.train(**{**quick, "output_dir": str(out), "lora_dropout": 0.0, "fast": is_fast})
+        train(**{**quick, "output_dir": str(out), "lora_dropout": 0.0, "fast": is_fast})
         adapters.append(load_file(out / "adapter_model.safetensors"))
         config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
         assert not [key for key in config if "custom" in key]
@@ -207,6 +208,47 @@ def test_bloom_stays_padded_and_gets_the_loss_in_parts(bloom):
     assert not fast.can_pack(quick) and fast.can_pack(with_lora(tiny_llama(bloom / "llama"), True))
     expected = gradients(plain, None, micro(rows(LENGTHS), 3, False))
     assert distance(gradients(quick, head, micro(rows(LENGTHS), 3, False)), expected) < 1e-5
+
+
+def test_every_token_of_a_bloom_has_its_plain_loss_and_no_batch_has_all_logits(tmp_path, monkeypatch):
+    """With BLOOM's own vocabulary, in float32. Plain: the model's own logits of every token."""
+    rows_, learned = 250_880, []
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=rows_, hidden_size=16, n_layer=2, n_head=4, initializer_range=0.3)
+    BloomForCausalLM(config).save_pretrained(tmp_path)
+    model = with_lora(tmp_path, True, targets=("query_key_value", "dense"))
+    batch = collate(rows(LENGTHS[:4]), 3)
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        plain = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none")
+    del logits
+    head = fast.prepare(model, CPU)
+    product = nn.functional.linear
+
+    def linear(given, weight, bias=None):
+        learned.append(len(given) if len(weight) == rows_ else 0)
+        return product(given, weight, bias)
+
+    monkeypatch.setattr(fast, "CHUNK", 8)
+    monkeypatch.setattr(fast.functional, "linear", linear)
+    whole, count = training.label_loss(model, batch, head)
+    assert (sum(learned), max(learned)) == (count, 8) and count > 40
+    assert whole.item() == pytest.approx(plain.sum().item(), rel=1e-5)
+    for place in batch["labels"][:, 1:].flatten().ne(IGNORED).nonzero().flatten().tolist():
+        labels = torch.full_like(batch["labels"], IGNORED)
+        row, column = divmod(place, labels.shape[1] - 1)
+        labels[row, column + 1] = batch["labels"][row, column + 1]
+        with torch.no_grad():
+            loss, one = training.label_loss(model, {**batch, "labels": labels}, head)
+        assert one == 1 and loss.item() == pytest.approx(plain[place].item(), rel=1e-5)
+
+
+def test_a_model_that_caps_its_logits_is_sent_to_the_plain_path(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Gemma2Config(vocab_size=400, num_key_value_heads=2, head_dim=8, final_logit_softcapping=30.0, **sizes)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelFault, match="gemma2 changes its logits behind the head: add --fast False"):
+        fast.prepare(with_lora(tmp_path, True), CPU)
 
 
 def test_the_loss_in_parts_is_the_whole_one(monkeypatch):
@@ -262,15 +304,23 @@ def test_the_parts_of_a_batch_are_its_rows_in_order():
         assert torch.equal(torch.cat([part[name] for part in parts], dim=1), batch[name])
     assert [part["row_lengths"] for part in parts_of(batch, 1)] == [[length] for length in LENGTHS]
     padded = collate(rows(LENGTHS), 0)
-    assert list(parts_of(padded, 1)) == [padded]
+    parts = list(parts_of(padded, 50))
+    assert [tuple(part["labels"].shape) for part in parts] == [(1, 9), (1, 31), (2, 17), (1, 12), (1, 40)]
+    for name, whole in padded.items():
+        rest = [whole[row, :length] for row, length in enumerate(LENGTHS)]
+        found = [row[:length] for part in parts for row, length in zip(part[name], part["attention_mask"].sum(1))]
+        assert all(torch.equal(one, other) for one, other in zip(found, rest, strict=True))
+    (whole,) = parts_of(padded, 6 * 40)
+    assert all(torch.equal(whole[name], tensor) for name, tensor in padded.items())
 
 
-def test_a_run_in_parts_is_the_run_in_one(quick, tmp_path, monkeypatch):
+@both_families
+def test_a_run_in_parts_is_the_run_in_one(quick, train, tmp_path, monkeypatch):
     adapters = []
     for most in (10_000, 1):
         monkeypatch.setattr(fast, "part_tokens", lambda device, most=most: most)
         out = tmp_path / str(most)
-        finetune.train(**{**quick, "output_dir": str(out), "lora_dropout": 0.0})
+        train(**{**quick, "output_dir": str(out), "lora_dropout": 0.0, "micro_batch_size": 2})
         adapters.append(load_file(out / "adapter_model.safetensors"))
     for name in adapters[0]:
         torch.testing.assert_close(adapters[0][name], adapters[1][name], rtol=1e-2, atol=1e-4)

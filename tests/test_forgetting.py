@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LINEAR, write_rows
+from conftest import ALL_LINEAR, both_families, write_rows
 
 import finetune
 from scripts.bench import kills
@@ -26,26 +26,29 @@ def rows(word: str, answer: str) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def first(base, tmp_path_factory) -> dict:
+def first(base, family, train, once) -> dict:
     """A stage that learned to answer 北京。"""
-    folder = tmp_path_factory.mktemp("forgetting")
-    flags = {
-        "base_model": str(base),
-        "data_path": write_rows(folder / "first.json", rows("首都", "北京。")),
-        "output_dir": str(folder / "first"),
-        "batch_size": 4,
-        "micro_batch_size": 4,
-        "num_epochs": 6,
-        "learning_rate": 1e-2,
-        "val_set_size": 4,
-        "lora_dropout": 0.0,
-        "lora_target_modules": LINEAR,
-        "train_on_inputs": False,
-        "prompt_template_name": "alpaca_short",
-        "load_8bit": False,
-    }
-    finetune.train(**flags)
-    return flags
+
+    def learned(folder: Path) -> dict:
+        flags = {
+            "base_model": str(base),
+            "data_path": write_rows(folder / "first.json", rows("首都", "北京。")),
+            "output_dir": str(folder / "first"),
+            "batch_size": 4,
+            "micro_batch_size": 4,
+            "num_epochs": 6,
+            "learning_rate": 1e-2,
+            "val_set_size": 4,
+            "lora_dropout": 0.0,
+            "lora_target_modules": ALL_LINEAR[family],
+            "train_on_inputs": False,
+            "prompt_template_name": "alpaca_short",
+            "load_8bit": False,
+        }
+        train(**flags)
+        return flags
+
+    return once(f"{family}-forgetting", learned)
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +60,16 @@ def following(first, tmp_path_factory) -> dict:
 
 
 @pytest.fixture(scope="module")
-def second(following, tmp_path_factory) -> dict:
-    flags = {**following, "output_dir": str(tmp_path_factory.mktemp("second") / "second")}
-    finetune.train(**flags)
-    return flags
+def second(following, family, train, once) -> dict:
+    def learned(folder: Path) -> dict:
+        flags = {**following, "output_dir": str(folder / "second")}
+        train(**flags)
+        return flags
+
+    return once(f"{family}-second", learned)
 
 
+@both_families
 def test_the_numbers_are_those_of_a_separate_evaluation(first, second):
     (measured,) = record.read(Path(second["output_dir"]))["held_out"]
     assert measured["then"] == record.read(Path(first["output_dir"]))["losses"]["best"]
@@ -78,8 +85,9 @@ def test_the_numbers_are_those_of_a_separate_evaluation(first, second):
             sums = [training.label_loss(model, collate([row], 0)) for row in encoded]
         return sum(loss.item() for loss, _ in sums) / sum(tokens for _, tokens in sums)
 
-    assert measured["loss"] == pytest.approx(loss_of(second), rel=1e-5)
-    assert measured["then"] == pytest.approx(loss_of(first), rel=1e-5)
+    rounding = {"rel": 1e-5, "abs": 1e-6}  # logits of some tens, in float32
+    assert measured["loss"] == pytest.approx(loss_of(second), **rounding)
+    assert measured["then"] == pytest.approx(loss_of(first), **rounding)
     assert measured["loss"] > measured["then"] + 0.5
 
 

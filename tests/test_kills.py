@@ -179,3 +179,11 @@ def test_an_ignored_signal_stays_ignored(flags, campaign):
     code, log = run(flags, logged(flags["output_dir"], 2), signal.SIGHUP, ignore_hangups)
     assert code == 0, log
     assert kills.result(flags["output_dir"]) == campaign.undisturbed
+
+
+@pytest.mark.parametrize("family", ["bloom"], indirect=True)
+def test_a_bloom_killed_anywhere_ends_with_the_same_bytes(base, tmp_path):
+    flags = kills.small_run(tmp_path, str(base))
+    bloom = kills.Campaign(flags, tmp_path, random.Random(2), forked=True, script="finetune_bloom.py")
+    bloom.kill(3, forked=True)
+    assert bloom.phases.total() == 3

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_rows
-from tiny_models import ROWS, bpe_tokenizer, tiny_llama
+from conftest import ALL_LINEAR, both_families, write_rows
+from datasets import Dataset
+from tiny_models import ROWS, bpe_tokenizer, tiny_bloom, tiny_llama
+from transformers import BloomConfig
 
 import finetune
 from utils import dataset, fast, memory, models, preview, training
@@ -57,23 +59,24 @@ def test_the_figures_are_what_they_say(quick, tmp_path, capsys):
     assert Path(f"{quick['output_dir']}.preview.png").read_bytes().startswith(b"\x89PNG")
 
 
+@both_families
 def test_nothing_is_left_in_output_dir_no_weights_are_read_and_the_tokens_are_the_runs(
-    quick, tmp_path, capsys, monkeypatch
+    quick, train, tmp_path, capsys, monkeypatch
 ):
     def refused(*given, **settings):
         raise AssertionError("weights were loaded")
 
     with monkeypatch.context() as patch:
         patch.setattr(models, "load_base", refused)
-        finetune.train(**quick, dry_run=True)
+        train(**quick, dry_run=True)
     assert not Path(quick["output_dir"]).exists()
     with monkeypatch.context() as patch:
         patch.setattr(dataset, "_encoded_batches", refused)
         patch.setattr(dataset, "read_rows", refused)
-        finetune.train(**quick)
+        train(**quick)
     assert (Path(quick["output_dir"]) / "adapter_model.safetensors").exists()
     capsys.readouterr()
-    finetune.train(**quick, dry_run=True)
+    train(**quick, dry_run=True)
     assert "steps: 3, " in capsys.readouterr().out
 
 
@@ -134,9 +137,11 @@ def test_mojibake(text, garbled):
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
     """A tiny base, loaded and with LoRA, beside its empty copy."""
-    folder = tiny_llama(tmp_path_factory.mktemp("models") / "tiny", layers=4)
+    folders = tmp_path_factory.mktemp("models")
+    bases = {"llama": tiny_llama(folders / "llama", layers=4), "bloom": tiny_bloom(folders / "bloom", layers=4)}
 
     def build(dtype: str, dropout: float, targets: tuple[str, ...], is_fast: bool):
+        folder = bases["llama" if "q_proj" in targets else "bloom"]
         real = models.load_base(folder, False, False, dtype, torch.device("cpu"))
         empty = models.add_lora(models.empty_base(folder), 8, 16, dropout, targets)
         return models.add_lora(real, 8, 16, dropout, targets, is_fast), empty
@@ -146,7 +151,16 @@ def lora(tmp_path_factory):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dropout", [0.05, 0.0])
-@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("q_proj", "k_proj", "o_proj", "gate_proj", "down_proj")])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ("q_proj", "v_proj"),
+        ("q_proj", "k_proj", "o_proj", "gate_proj", "down_proj"),
+        ("query_key_value",),
+        ALL_LINEAR["bloom"],
+    ],
+    ids="-".join,
+)
 @pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "plain"])
 def test_the_activations_are_what_autograd_keeps(lora, dtype, dropout, targets, is_fast):
     real, empty = lora(dtype, dropout, targets, is_fast)
@@ -166,8 +180,9 @@ def test_the_activations_are_what_autograd_keeps(lora, dtype, dropout, targets, 
     encoded = [{"input_ids": row, "labels": [-100] * (length - 2) + row[-2:]} for row in ids]
     encoded[1:] = [{name: values[:-1] for name, values in row.items()} for row in encoded[1:]]
     head = fast.prepare(real, torch.device("cpu")) if is_fast else None
+    batch = collate_packed(encoded) if is_fast and fast.can_pack(real) else collate(encoded, 0)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        training.label_loss(real, collate_packed(encoded) if is_fast else collate(encoded, 0), head)
+        training.label_loss(real, batch, head)
     number = memory._bytes_of_a_number(empty, flags, torch.device("cpu"))
     computed = rows * length * memory._kept_of_a_token(empty, length, number, flags, torch.device("cpu"))
     assert 0.8 * computed < sum(kept.values()) < 1.1 * computed  # the first layer keeps a little less
@@ -193,6 +208,21 @@ def test_the_estimate_holds_for_a_run_that_was_measured(quick, tmp_path):
     estimate = float(shown.partition("memory: ")[2].split()[0]) * 1e9
     _, measured = run()
     assert 0.9 * measured < estimate < 1.3 * measured
+
+
+def test_a_bloom_of_100_million_beside_its_vocabulary_is_to_take_under_6_gb(tmp_path):
+    """What scripts/bench/memory.py measures of it, by the same arithmetic, here without the libraries."""
+    BloomConfig(vocab_size=250_880, hidden_size=768, n_layer=14, n_head=12, dtype="float32").save_pretrained(tmp_path)
+    model = models.add_lora(models.empty_base(tmp_path), 8, 16, 0.05, ("query_key_value",))
+    flags = {"dtype": "auto", "lora_dropout": 0.05, "load_8bit": False, "load_4bit": False, "fast": True}
+    flags |= {"micro_batch_size": 4, "cutoff_len": 256}
+    rows = Dataset.from_dict({"length": [256] * 8, "supervised": [200] * 8})
+    parts = memory.estimate(model, rows, flags, torch.device("cpu"))
+    held = sum(size for name, size in parts.items() if name != "libraries")
+    assert 1.15e9 < parts["weights"] < 1.2e9 and parts["logits"] < 4 * 3 * 4 * 256 * 250_880
+    assert held < 5e9
+    plain = memory.estimate(model, rows, {**flags, "fast": False}, torch.device("cpu"))
+    assert plain["logits"] > 2 * parts["logits"]
 
 
 def test_a_run_that_does_not_fit_is_told_what_would():

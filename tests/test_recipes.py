@@ -9,14 +9,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from shells import ALL
+from shells import ALL, MAIN
 
 import finetune
 import generate
 from utils import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-HOT_13B, HOT_7B = "./models/merge-13b-alpaca", "./models/merge-7b-alpaca"
+HOT_13B, HOT_7B, BLOOM = "./models/merge-13b-alpaca", "./models/merge-7b-alpaca", "./models/bloom-7b1"
 FIREFLY_0, FIREFLY_1 = ("firefly/firefly-train-0.json", "2000"), ("firefly/firefly-train-1.json", "2000")
 COIG_PART1, COIG_TRANSLATE = ("COIG/coig-part1.json", "200"), ("COIG/coig-translate.json", "500")
 PSYQA_5 = ("psyQA/psyqa-5.json", "200")
@@ -69,6 +69,10 @@ HOT_STARTS = {
 }
 
 
+# What V0.2 trained on BLOOM, whose weights were not published under a name of their own.
+BLOOM_STAGES = [("run-6-bloom-7b1-1", ("belle/belle.json", "2000")), ("rerun-6-bloom-7b1-2", FIREFLY_0)]
+
+
 def told(script: str) -> list[tuple[str, dict[str, str]]]:
     """(Python script, flags) of every command that a shell script would run."""
     environment = {"PATH": os.environ["PATH"], "PYTHON": "echo"}
@@ -82,9 +86,12 @@ def told(script: str) -> list[tuple[str, dict[str, str]]]:
 def expected(base: str, stages: list) -> list[tuple[str, dict[str, str]]]:
     """The commands that the table asks for."""
     commands, parent = [], {}
+    script, fixed = "finetune.py", TRAINING
+    if base == BLOOM:
+        script, fixed = "finetune_bloom.py", {**TRAINING, "lora_target_modules": "[query_key_value]"}
     for name, (data, held_out) in stages:
         own = {"base_model": base, "data_path": f"./data/{data}", "output_dir": f"./output/{name}"}
-        commands.append(("finetune.py", own | TRAINING | {"val_set_size": held_out} | parent))
+        commands.append((script, own | fixed | {"val_set_size": held_out} | parent))
         parent = {"resume_from_checkpoint": f"./output/{name}"}
     return commands
 
@@ -121,6 +128,16 @@ def test_a_pipeline_is_the_chain_and_then_the_answers(model):
     assert told(PIPELINES[model]) == [*expected(base, stages), *told(f"save-generate-{numbers}")]
 
 
+def test_blooms_pipeline_is_its_two_stages_and_then_the_answers():
+    answers = told("save-generate-6-bloom-7b1-2")
+    assert told("pipeline-6-bloom-7b1") == [*expected(BLOOM, BLOOM_STAGES), *answers]
+    for script, flags in told("pipeline-6-bloom-7b1"):
+        cli.parse(MAIN[script], [f"--{name}={value}" for name, value in flags.items()])
+    common = {"base_model": BLOOM, "lora_weights": "./output/rerun-6-bloom-7b1-2", "load_8bit": "True"}
+    assert told("generate-6-bloom-7b1-2") == [("generate_bloom.py", common | {"is_ui": "True"})]
+    assert answers[0][0] == "generate_bloom.py" and answers[0][1].items() >= common.items()
+
+
 def test_every_llama_stage_belongs_to_a_published_model():
     stages = {path.stem for path in ALL if "run-" in path.stem and "-alpaca-" in path.stem}
     assert stages == {name for _, stages in TABLE.values() for name, _ in stages}
@@ -146,8 +163,9 @@ def test_a_readme_shows_each_chain_and_its_pipeline(readme):
 def test_the_scripts_readme_has_a_line_a_stage():
     text = (ROOT / "scripts/README.md").read_text(encoding="utf-8")
     parents = {}
-    for _, stages in TABLE.values():
+    for stages in (*(stages for _, stages in TABLE.values()), BLOOM_STAGES):
         for (name, (data, held_out)), (parent, _) in zip(stages, [("hot start", None), *stages]):
+            parent = "BLOOM-7B1" if name == BLOOM_STAGES[0][0] else parent
             parents[name] = f"| `{name}.sh` | {parent} | `{data}` | {held_out} | "
     for name, line in parents.items():
         assert line in text, name

@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from shells import ANSWERS, BATCHES, CHAIN, MERGES, PAGES, PIPELINE, PIPELINES, RECIPES, ROOT, Tree
+from shells import ANSWERS, BATCHES, BLOOM, CHAIN, MERGES, PAGES, PIPELINE, PIPELINES, RECIPES, ROOT, Tree
 
 # --- Before a start ---
 
@@ -20,7 +20,7 @@ def refused(done: subprocess.CompletedProcess, name: str, code: int, tree: Tree)
     return done.stderr.removeprefix(f"{name}.sh: error: ").rstrip("\n")
 
 
-@pytest.mark.parametrize("name", [*CHAIN[1:], *PAGES, *BATCHES])
+@pytest.mark.parametrize("name", [*CHAIN[1:], BLOOM[1], "generate-6-bloom-7b1-1", *PAGES, *BATCHES])
 def test_a_stage_waits_for_its_parent_and_names_the_script(name, tree):
     tree.ready()
     (parent,) = re.findall(r"^need_stage (\S+)$", (tree.root / "scripts" / f"{name}.sh").read_text(), re.MULTILINE)
@@ -47,7 +47,7 @@ def test_a_downloaded_adapter_is_a_finished_stage(file, tree):
     assert len(tree.called()) == 1
 
 
-@pytest.mark.parametrize("name", CHAIN)
+@pytest.mark.parametrize("name", [*CHAIN, *BLOOM])
 def test_missing_data_names_the_file_and_the_converter(name, tree):
     data = RECIPES[name][1]
     (tree.complete().root / "data" / data).unlink()
@@ -67,6 +67,13 @@ def test_a_missing_base_names_the_merge(name, tree):
     (tree.complete().root / "models/merge-13b-alpaca/config.json").unlink()
     message = refused(tree.run(name), name, 4, tree)
     assert message == "./models/merge-13b-alpaca is missing: run scripts/merge-13b-alpaca.sh first"
+
+
+@pytest.mark.parametrize("name", BLOOM)
+def test_a_missing_bloom_is_to_be_put_there(name, tree):
+    (tree.complete().root / "models/bloom-7b1/config.json").unlink()
+    message = refused(tree.run(name), name, 4, tree)
+    assert message == "./models/bloom-7b1 is missing: put BLOOM-7B1 there, in the Hugging Face form"
 
 
 @pytest.mark.parametrize("name", MERGES)

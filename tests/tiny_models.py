@@ -1,20 +1,28 @@
 """Tiny models and tokenizers, built in-process: no hub, no downloads, a second or less each.
 
-python -m tests.tiny_models FOLDER      (saves the schooled LLaMA, for the benches)
+python -m tests.tiny_models FOLDER [bloom]      (saves the schooled LLaMA, or BLOOM, for the benches)
 """
 
 import sys
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)  # fmt: skip
 
 from utils.batching import collate
 from utils.encode import encode_row
 from utils.prompter import Prompter
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
+PADDED = 512  # rows of the tiny BLOOM's embedding, for a tokenizer of fewer entries: as 250,880 are for 250,680
 
 # Eight short rows to overfit, in the shapes users bring: Chinese, English, code, an input, a leading newline, emoji.
 ROWS = [
@@ -41,35 +49,48 @@ KNOWN = [
 ]
 
 
-def bpe_tokenizer(size: int = 400) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on ROWS, LLaMA's special ids (unk 0, bos 1, eos 2), BOS in front of every text."""
+def bpe_tokenizer(size: int = 400, family: str = "llama") -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on ROWS, with the special ids of its family."""
     texts = [text for row in ROWS for text in row.values()] + HELD_OUT
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=family == "llama")
+    words = Regex(r" ?[^(\s|[.,!?…。，、।۔،])]+")  # what BLOOM's tokenizer splits by
+    tokenizer.pre_tokenizer = (
+        bytes_ if family == "llama" else pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), bytes_])
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = _special(family)
     tokenizer.train_from_iterator(
         texts,
-        trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
-    return _with_bos(tokenizer)
+    return _finished(tokenizer, family)
 
 
-def character_tokenizer(text: str) -> PreTrainedTokenizerFast:
+def character_tokenizer(text: str, family: str = "llama") -> PreTrainedTokenizerFast:
     """One token a character of `text`: labels can be written by hand."""
     characters = sorted(set(text))
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *characters])}
+    vocabulary = {token: index for index, token in enumerate([*_special(family), *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return _with_bos(tokenizer)
+    return _finished(tokenizer, family)
 
 
-def _with_bos(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", split_special_tokens=True
-    )
+def _special(family: str) -> list[str]:
+    return [*SPECIAL, "<pad>"] if family == "bloom" else SPECIAL
+
+
+def _finished(tokenizer: Tokenizer, family: str) -> PreTrainedTokenizerFast:
+    """LLaMA: unk 0, bos 1, eos 2, no padding, BOS in front of every text. BLOOM: the same and pad 3, on the left;
+    nothing added to a text."""
+    settings = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "split_special_tokens": True}
+    if family == "bloom":
+        settings |= {"pad_token": "<pad>", "padding_side": "left"}
+    else:
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
 
 
 def tiny_llama(folder: Path, seed: int = 0, layers: int = 2, hidden: int = 64, scale: float = 15) -> Path:
@@ -101,11 +122,28 @@ def tiny_llama(folder: Path, seed: int = 0, layers: int = 2, hidden: int = 64, s
     return folder
 
 
-def schooled_llama(folder: Path, steps: int = 200) -> Path:
-    """tiny_llama after a little training of all its weights on KNOWN, under the template alpaca_short."""
-    tiny_llama(folder, scale=3)
-    tokenizer, prompter = bpe_tokenizer(), Prompter("alpaca_short")
-    model = LlamaForCausalLM.from_pretrained(folder)
+def tiny_bloom(folder: Path, seed: int = 0, layers: int = 2, hidden: int = 64, scale: float = 15) -> Path:
+    """The same of BLOOM: tied embeddings of more rows than the tokenizer has entries."""
+    config = BloomConfig(
+        vocab_size=PADDED, hidden_size=hidden, n_layer=layers, n_head=4, bos_token_id=1, eos_token_id=2, pad_token_id=3
+    )
+    torch.manual_seed(seed)
+    model = BloomForCausalLM(config)
+    with torch.no_grad():
+        model.transformer.word_embeddings.weight *= scale
+    model.save_pretrained(folder)
+    bpe_tokenizer(family="bloom").save_pretrained(folder)
+    return folder
+
+
+def schooled(folder: Path, family: str = "llama", steps: int = 200) -> Path:
+    """A tiny base after a little training of all its weights on KNOWN, under the template alpaca_short."""
+    if family == "bloom":
+        tiny_bloom(folder, scale=15)  # LoRA cannot make up for it: the scale of tied embeddings is the head's alone
+    else:
+        tiny_llama(folder, scale=3)
+    tokenizer, prompter = bpe_tokenizer(family=family), Prompter("alpaca_short")
+    model = AutoModelForCausalLM.from_pretrained(folder)
     batch = collate([encode_row(tokenizer, prompter, row, 256, False) for row in KNOWN], 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(steps):
@@ -117,4 +155,4 @@ def schooled_llama(folder: Path, steps: int = 200) -> Path:
 
 
 if __name__ == "__main__":
-    schooled_llama(Path(sys.argv[1]))
+    schooled(Path(sys.argv[1]), *sys.argv[2:3])

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from utils import checkpoint, record
 from utils.errors import ArgumentFault, ModelFault
 from utils.files import disk_faults, flush_folder, sha256_file, write_json
-from utils.lora import INPUT, Adapter, not_plain
+from utils.lora import INPUT, Adapter, not_plain, refuse_merged_linear
 from utils.weights import ADAPTER_FILES, Weights, adapter_file, read_config, read_weights
 
 
@@ -57,6 +57,7 @@ def check_weights(weights: Weights, model: PeftModel, source: Path) -> None:
     Raises ModelFault naming the first missing, unexpected, misshapen or non-finite tensor.
     """
     expected = get_peft_model_state_dict(model)
+    refuse_merged_linear(source, {}, weights)
     if missing := sorted(expected.keys() - weights.keys()):
         raise ModelFault(f"{source}: {len(missing)} tensors are missing, the first is {missing[0]}")
     if extra := sorted(weights.keys() - expected.keys()):
@@ -79,6 +80,7 @@ def inherit(flags: dict, given: frozenset[str], parent: dict | None) -> dict:
     if parent is None:
         return flags
     config = read_config(Path(parent["path"]))
+    refuse_merged_linear(Path(parent["path"]), config, {})
     if others := not_plain(config):
         raise ModelFault(
             f"--resume_from_checkpoint: {parent['path']}: {', '.join(others)}: plain LoRA only is trained on"
@@ -247,6 +249,8 @@ def _prove(path: Path, model: PeftModel) -> None:
         raise ModelFault(f"{path}: {changed[0]} was not written as it is")
     if not _has_learned(weights):
         raise ModelFault(f"{path.parent.parent}: every lora_B is zero, nothing was learned")
+    if unmoved := [name for name, tensor in weights.items() if "lora_B" in name and not tensor.any()]:
+        record.warn(f"{len(unmoved)} layers have learned nothing, the model passes them by: {unmoved[0]} is zero")
 
 
 def _has_learned(weights: Weights) -> bool:

@@ -38,19 +38,26 @@ def collate_packed(rows: list[dict]) -> dict[str, torch.Tensor | list[int]]:
 
 
 def parts_of(batch: dict, most: int) -> Iterator[dict]:
-    """A packed batch in parts of at most `most` tokens each, or of one row that is longer; a padded one as it is."""
+    """A batch in parts of at most `most` tokens each, padding included, or of one row that is longer. A padded part is
+    as long as its longest row."""
+    is_packed = "row_lengths" in batch
+    lengths = batch["row_lengths"] if is_packed else batch["attention_mask"].sum(1).tolist()
     start = row = 0
-    lengths = batch.get("row_lengths", [])
     while row < len(lengths):
         end = row + 1
-        while end < len(lengths) and sum(lengths[row : end + 1]) <= most:
+        while end < len(lengths) and _size(lengths[row : end + 1], is_packed) <= most:
             end += 1
         stop = start + sum(lengths[row:end])
-        tensors = {name: batch[name][:, start:stop] for name in ("input_ids", "position_ids", "labels")}
-        yield {**tensors, "row_lengths": lengths[row:end]}
+        if is_packed:
+            tensors = {name: batch[name][:, start:stop] for name in ("input_ids", "position_ids", "labels")}
+            yield {**tensors, "row_lengths": lengths[row:end]}
+        else:
+            yield {name: tensor[row:end, : max(lengths[row:end])] for name, tensor in batch.items()}
         start, row = stop, end
-    if not lengths:
-        yield batch
+
+
+def _size(lengths: list[int], is_packed: bool) -> int:
+    return sum(lengths) if is_packed else max(lengths) * len(lengths)
 
 
 def tokens_of(batch: dict) -> int:

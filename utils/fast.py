@@ -21,6 +21,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from utils.errors import ModelFault
+
 ROWS = "attention inside rows"  # the name that transformers knows rows_attention by
 PACKED = ("llama",)  # model types whose attention goes through transformers' interface; tried
 SHORT = 512  # tokens of a row up to which its scores may all exist
@@ -47,14 +49,29 @@ def register(config: LoraConfig, model) -> None:
 
 def prepare(model, device: torch.device) -> nn.Linear:
     """Make a model with LoRA ready for packed rows and for summed_loss. Returns its head, which it then lacks: what it
-    calls logits are the hidden states, (tokens, hidden size)."""
+    calls logits are the hidden states, (tokens, hidden size). Raises ModelFault for a model that changes its logits
+    behind the head (scales or caps them)."""
     if device.type == "cpu":
         keep_memory()
+    head = model.get_output_embeddings()
+    if not _is_last(head, model):
+        raise ModelFault(f"{model.config.model_type} changes its logits behind the head: add --fast False")
     if can_pack(model):
         model.get_base_model().set_attn_implementation(_attention(device))
-    head = model.get_output_embeddings()
     model.set_output_embeddings(nn.Identity())
     return head
+
+
+def _is_last(head: nn.Module | None, model) -> bool:
+    """Whether the model gives out what its head computes, tried on two tokens."""
+    if not isinstance(head, nn.Linear):
+        return False
+    computed: list[torch.Tensor] = []
+    hook = head.register_forward_hook(lambda module, given, output: computed.append(output))
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[0, 1]], device=head.weight.device), use_cache=False).logits
+    hook.remove()
+    return len(computed) == 1 and logits.dtype == computed[0].dtype and torch.equal(logits, computed[0])
 
 
 def _attention(device: torch.device) -> str:
@@ -176,11 +193,12 @@ class _SummedLoss(torch.autograd.Function):
         for start in range(0, len(hidden), CHUNK):
             part, wanted = slice(start, start + CHUNK), targets[start : start + CHUNK, None]
             logits = functional.linear(hidden[part], weight, bias).float()
-            most = logits.logsumexp(-1, keepdim=True)
-            total += (most - logits.gather(1, wanted)).sum()
+            most, learned = logits.amax(-1, keepdim=True), logits.gather(1, wanted)
+            probabilities = logits.sub_(most).exp_()  # in place: of BLOOM's vocabulary a part is 257 MB
+            sums = probabilities.sum(-1, keepdim=True)
+            total += (sums.log() + most - learned).sum()
             if gradient is not None:
-                probabilities = logits.sub_(most).exp_()
-                probabilities.scatter_add_(1, wanted, probabilities.new_full(wanted.shape, -1.0))
+                probabilities.div_(sums).scatter_add_(1, wanted, probabilities.new_full(wanted.shape, -1.0))
                 gradient[part] = probabilities.to(weight.dtype) @ weight
         ctx.save_for_backward(gradient)
         return total

@@ -17,9 +17,15 @@ PREFIX = "base_model.model."
 INPUT = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "embed_in.weight")
 OUTPUT = ("lm_head.weight", "embed_out.weight")
 UNSUPPORTED = (
-    "use_dora", "lora_bias", "use_qalora", "use_bdlora", "enable_lora", "alora_invocation_tokens", "layer_replication",
+    "use_dora", "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication",
     "target_parameters", "trainable_token_indices", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
+# PEFT 0.2 gave an adapter of one target module (BLOOM's query_key_value) this form: lora_A of two ranks, lora_B of
+# three dimensions, for two thirds of the layer's outputs.
+MERGED_LINEAR = (
+    "is an enable_lora adapter (MergedLinear of PEFT 0.2), which no later PEFT can load: train it again from its data "
+    "and its base (finetune.py, finetune_bloom.py); what they save has the form of today"
+)
 # What can be merged and is not trained on.
 MERGED_ONLY = (
     "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "exclude_modules",
@@ -104,6 +110,7 @@ class Adapter:
         self.whole: Weights = {}
         self.lora: Weights = {}
         self._refuse_by_name()
+        refuse_merged_linear(folder, config, tensors)
         for name, tensor in tensors.items():
             if not tensor.numel():
                 raise ModelFault(f"{folder}: {name} is empty")
@@ -147,9 +154,7 @@ class Adapter:
             raise ModelFault(f"{self.folder}/adapter_config.json: {problem}") from None
         if a.ndim != 2 or b.ndim != 2 or (a.shape[0], b.shape[1]) != (rank, rank):
             shapes = f"lora_A {list(a.shape)} and lora_B {list(b.shape)}, the rank is {rank}"
-            merged_linear = b.ndim == 3 or a.shape[0] == 2 * rank
-            old = " (MergedLinear of PEFT 0.2, which nothing can load today)" if merged_linear else ""
-            raise ModelFault(f"{self.folder}: {module} has {shapes}{old}")
+            raise ModelFault(f"{self.folder}: {module} has {shapes}")
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
 
     def _of(self, key: str, module: str, usual: object) -> object:
@@ -191,6 +196,14 @@ class Adapter:
         if left_out := [name for name in wanted if name not in places]:
             count = f"{len(left_out)} of the layers it is for are in the base and not in it, the first is {left_out[0]}"
             raise ModelFault(f"{self.folder}: {count} (a cut adapter, or one for a smaller model)")
+
+
+def refuse_merged_linear(source: Path, config: dict, tensors: Weights) -> None:
+    """Raises ModelFault for an adapter in PEFT 0.2's form for one target module: its names are those of today."""
+    if config.get("enable_lora") or any(
+        name.endswith(("lora_B.weight", "lora_B")) and tensor.ndim == 3 for name, tensor in tensors.items()
+    ):
+        raise ModelFault(f"{source}: {MERGED_LINEAR}")
 
 
 def read(folder: Path) -> Adapter:

@@ -13,6 +13,13 @@ For each token and layer of a LLaMA (hidden size h, intermediate size f, heads o
                 c·heads·length in place of attention's second: the scores of a row against itself
     8 bits      c · in         of every linear layer on a CPU, where bitsandbytes keeps the inputs
 
+Of a BLOOM, whose rows are padded and whose scores all exist:
+
+    norms       2 · c·h
+    attention   3 · c·h        queries, keys, values
+                heads·length·4 the scores behind the softmax, in float32; another c each where c is less
+    MLP         c·f            what the gate reads
+
 Where activations are recomputed (a quantised base on a GPU) every layer keeps its input (4h), and one layer all of
 this. On top come the logits in front of the learned tokens: log-probabilities and two gradients, each in float32 over
 the vocabulary; on the fast path those of a few tokens. There rows have no padding and go through the model in parts.
@@ -41,14 +48,15 @@ def estimate(model, rows: datasets.Dataset, flags: Mapping[str, object], device:
     number = _bytes_of_a_number(model, flags, device)
     learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     tokens, length, targets = _largest_batch(rows, model, flags, device)
-    layers = model.config.num_hidden_layers
+    config = model.config.get_text_config()
+    layers = config.num_hidden_layers
     layer = tokens * _kept_of_a_token(model, length, number, flags, device) / layers
     if device.type == "cuda" and _is_quantised(flags):
-        activations = layer + tokens * 4 * model.config.hidden_size * layers
+        activations = layer + tokens * 4 * config.hidden_size * layers
     else:
         activations = layer * layers
     between = KEEPING if flags["fast"] else ALLOCATOR
-    logits = 3 * 4 * targets * model.config.vocab_size
+    logits = 3 * 4 * targets * config.vocab_size
     return {
         "libraries": psutil.Process().memory_info().rss if device.type == "cpu" else 0,
         "weights": _weights(model, number, flags),
@@ -100,26 +108,32 @@ def _weights(model, number: int, flags: Mapping[str, object]) -> int:
 
 def _linear_layers(model) -> list[nn.Linear]:
     """The base's linear layers, those that quantisation packs: all but the one that makes the logits."""
+    head = model.get_output_embeddings()
     return [
         layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and "lora_" not in name and "lm_head" not in name
+        if isinstance(layer, nn.Linear) and "lora_" not in name and layer is not head
     ]
 
 
 def _kept_of_a_token(model, length: int, number: int, flags: Mapping[str, object], device: torch.device) -> int:
-    """Bytes that autograd keeps for one token in all layers: see the table above."""
-    config = model.config
-    hidden = config.hidden_size
+    """Bytes that autograd keeps for one token in all layers: see the tables above."""
+    config = model.config.get_text_config()
+    hidden, heads = config.hidden_size, config.num_attention_heads
     wide = getattr(config, "intermediate_size", None) or 4 * hidden
-    heads = config.num_attention_heads * (getattr(config, "head_dim", None) or hidden // config.num_attention_heads)
-    seen = config.num_attention_heads if _is_packed(model, flags) else 1
-    layer = 2 * 4 * hidden + 4 * number * heads + number * length * seen + 3 * number * wide
+    channels = heads * (getattr(config, "head_dim", None) or hidden // heads)
+    is_bloom = config.model_type == "bloom"
+    if is_bloom:
+        layer = 5 * number * hidden + heads * length * (4 if number == 4 else 4 + number) + number * wide
+    else:
+        seen = heads if _is_packed(model, flags) else 1
+        layer = 2 * 4 * hidden + 4 * number * channels + number * length * seen + 3 * number * wide
     kept = layer * config.num_hidden_layers
+    readers = 1 if is_bloom else 2  # targets that read the same input
     is_fused = flags["fast"] and not _is_quantised(flags)
     for name, lora in model.named_modules():
         if name.endswith("lora_A.default") and is_fused:
-            kept += (number / 2 + bool(flags["lora_dropout"])) * lora.in_features + number * lora.out_features
+            kept += (number / readers + bool(flags["lora_dropout"])) * lora.in_features + number * lora.out_features
         elif name.endswith("lora_A.default"):
             kept += 4 * lora.in_features * (2 if flags["lora_dropout"] else 1) + 4 * lora.out_features
     if flags["load_8bit"] and device.type == "cpu":
@@ -140,6 +154,6 @@ def _largest_batch(rows: datasets.Dataset, model, flags: Mapping[str, object], d
     length, targets = int(lengths[longest[0]]), int(learned[longest].sum())
     if flags["fast"]:
         targets = min(targets, fast.CHUNK)
-    if _is_packed(model, flags):
-        return min(int(lengths[longest].sum()), max(length, fast.part_tokens(device))), length, targets
-    return len(longest) * length, length, targets
+    tokens = int(lengths[longest].sum()) if _is_packed(model, flags) else len(longest) * length
+    most = max(length, fast.part_tokens(device)) if flags["fast"] else tokens
+    return min(tokens, most), length, targets

@@ -6,7 +6,16 @@ from pathlib import Path
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaTokenizer
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaTokenizer,
+)  # fmt: skip
 from transformers.utils import logging as transformers_logging
 
 from utils import fast, runtime, vocabulary
@@ -16,18 +25,25 @@ transformers_logging.set_verbosity_error()  # its load report is replaced by the
 
 
 def load_config(folder: Path):
-    """The base's configuration. Raises ModelFault where it is missing, unreadable, or needs code of its own."""
+    """The base's configuration. Raises ModelFault where it is missing, unreadable, needs code of its own, or is not of
+    a model that continues a text: one that sees the words behind, too, would learn to copy them.
+    """
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelFault(f"{folder}: no usable config.json: {_first_line(error)}") from None
+    is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    if not is_causal or (type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)):
+        raise ModelFault(f"{folder}: {config.model_type} is no causal language model")
+    return config
 
 
 def load_tokenizer(folder: Path):
     """The tokenizer with EOS and a padding id set; text such as "</s>" in data is text, never a special token.
 
-    LLaMA has no padding token: id 0 (unk) is used, as in Alpaca-LoRA; padding is masked, so any id serves.
-    What LLaMA conversions of early 2023 have lost is put back.
+    LLaMA has no padding token: id 0 (unk) is used, as in Alpaca-LoRA; padding is masked, so any id serves. BLOOM's is
+    <pad>, id 3. What LLaMA conversions of early 2023 have lost is put back.
+    Raises ModelFault for one that cannot be read, or has entries that the base's embedding has no row for.
     """
     lost = vocabulary.early_llama(folder)
     kind = LlamaTokenizer if lost.pop("tokenizer_class", None) else AutoTokenizer
@@ -40,7 +56,12 @@ def load_tokenizer(folder: Path):
     if tokenizer.eos_token_id is None:
         raise ModelFault(f"{folder}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        is_blooms = tokenizer.convert_ids_to_tokens([1, 2, 3]) == ["<s>", "</s>", "<pad>"]
+        tokenizer.pad_token = "<pad>" if is_blooms else tokenizer.unk_token or tokenizer.eos_token
+    if (folder / "config.json").is_file():  # an adapter's folder may bring a tokenizer alone
+        rows = getattr(load_config(folder).get_text_config(), "vocab_size", len(tokenizer))
+        if len(tokenizer) > rows:
+            raise ModelFault(f"{folder}: the tokenizer has {len(tokenizer)} entries, the embedding {rows} rows")
     return tokenizer
 
 
@@ -118,9 +139,11 @@ def add_lora(
 
     is_fast: with layers of the fast path. Raises ArgumentFault for a target that no layer has, naming those that exist.
     """
-    known = sorted(
-        {name.rsplit(".", 1)[-1] for name, layer in model.named_modules() if _is_linear(layer)} - {"lm_head"}
-    )
+    head = model.get_output_embeddings()
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
+    known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    if not known:
+        raise ModelFault(f"{model.config.model_type} has no linear layers that LoRA could be put on")
     if unknown := [target for target in target_modules if target not in known]:
         raise ArgumentFault(
             f"--lora_target_modules: {', '.join(unknown)} not in this model (it has {', '.join(known)})"
@@ -136,10 +159,6 @@ def add_lora(
     if is_fast:
         fast.register(config, model)
     return get_peft_model(model, config)
-
-
-def _is_linear(layer: torch.nn.Module) -> bool:
-    return isinstance(layer, torch.nn.Linear)
 
 
 def _some(names: list[str]) -> str:

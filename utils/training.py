@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class StageTrainer(Trainer):
     def __init__(self, *args, group_by_length: bool, head=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.group_by_length, self.head = group_by_length, head
-        self.part_tokens = fast.part_tokens(self.args.device)
+        self.part_tokens = sys.maxsize if head is None else fast.part_tokens(self.args.device)
         self.model_accepts_loss_kwargs = True  # the Trainer counts the step's supervised tokens and scales nothing
         self.best: dict | None = None
         self.best_weights: adapters.Weights = {}

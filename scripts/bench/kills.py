@@ -42,14 +42,14 @@ def nothing() -> None:
 
 
 def start(
-    flags: dict, log: Path, forked: bool, before: Callable[[], object] = nothing
+    flags: dict, log: Path, forked: bool, before: Callable[[], object] = nothing, script: str = "finetune.py"
 ) -> subprocess.Popen | BaseProcess:
-    """Start finetune.py with these flags, its output into `log`.
+    """Start the training script with these flags, its output into `log`.
 
     forked: as a child of a warm process, which has imported everything and has no threads; `before`, a function of a
     module, is called in it first. Otherwise as a command line of its own.
     """
-    arguments = [str(ROOT / "finetune.py"), *(f"--{name}={_text(value)}" for name, value in flags.items())]
+    arguments = [str(ROOT / script), *(f"--{name}={_text(value)}" for name, value in flags.items())]
     if forked:
         WARM.set_forkserver_preload([f"utils.{room}" for room in ROOMS])
         process = WARM.Process(target=_child, args=(arguments, log, before))
@@ -190,13 +190,14 @@ def _written(path: Path, since: int) -> bool:
 class Campaign:
     """Runs that are killed and started again.
 
-    flags: finetune.py's, without output_dir; folder: where they write; forked: how the undisturbed run is made.
+    flags: the script's, without output_dir; folder: where they write; forked: how the undisturbed run is made.
     """
 
     flags: dict
     folder: Path
     random: random.Random
     forked: bool = False
+    script: str = "finetune.py"
     phases: Counter = field(default_factory=Counter)
     runs: int = 0
 
@@ -233,14 +234,17 @@ class Campaign:
                 trained.append(time.monotonic())
             return False
 
-        self._expect(until(start({**self.flags, "output_dir": out}, out.with_suffix(".log"), forked), watch), out)
+        self._expect(until(self._start(out, forked), watch), out)
         self.seconds[forked], self.training[forked] = (time.monotonic() - since for since in (begin, trained[0]))
         return result(out)
+
+    def _start(self, out: Path, forked: bool) -> subprocess.Popen | BaseProcess:
+        return start({**self.flags, "output_dir": out}, out.with_suffix(".log"), forked, script=self.script)
 
     def _once(self, out: Path, forked: bool, is_killed: bool) -> int | None:
         """Start the run (again); the exit code, None when it was killed."""
         since = time.time_ns()
-        process = start({**self.flags, "output_dir": out}, out.with_suffix(".log"), forked)
+        process = self._start(out, forked)
         code = until(process, self._moment(out, forked, since) if is_killed else lambda: False)
         if code is None:
             self.phases[phase(out, since, self.undisturbed, forked)] += 1
@@ -286,14 +290,22 @@ def small_run(folder: Path, base_model: str) -> dict:
     }
 
 
-def main(base_model: str = "", output_dir: str = "kills", kills: int = 200, whole: float = 0.25, seed: int = 0) -> None:
+def main(
+    base_model: str = "",
+    output_dir: str = "kills",
+    kills: int = 200,
+    whole: float = 0.25,
+    seed: int = 0,
+    script: str = "finetune.py",
+) -> None:
     """Kill `kills` times and report in which phase; exits with an error when a run ends with other bytes.
 
     whole: share of the kills that hit whole command lines; a whole one costs an import.
+    script: finetune.py or finetune_bloom.py.
     """
     folder = Path(output_dir).resolve()
     begin = time.monotonic()
-    campaign = Campaign(small_run(folder, base_model), folder, random.Random(seed))
+    campaign = Campaign(small_run(folder, base_model), folder, random.Random(seed), script=script)
     campaign.kill(round(whole * kills), forked=False)
     campaign.kill(kills - round(whole * kills), forked=True)
     print(f"{campaign.phases.total()} kills, {campaign.runs} runs, {time.monotonic() - begin:.0f} s: all identical")

@@ -24,13 +24,13 @@ PEAK = (
 )
 
 
-def measure(flags: dict) -> tuple[float, float]:
-    """(estimated, measured) peak in GB of one run of finetune.py with these flags."""
+def measure(script: str, flags: dict) -> tuple[float, float]:
+    """(estimated, measured) peak in GB of one run of the script with these flags."""
     command = [
         sys.executable,
         "-c",
         PEAK,
-        str(ROOT / "finetune.py"),
+        str(ROOT / script),
         *(f"--{key}={value}" for key, value in flags.items()),
     ]
     shown, ran = (
@@ -49,10 +49,11 @@ def main(
     micro_batches: tuple[str, ...] = ("1", "4", "8"),
     cutoffs: tuple[str, ...] = ("256", "512"),
     more: tuple[str, ...] = (),
+    script: str = "finetune.py",
 ) -> None:
     """Measure every micro batch with every cutoff on the first `rows` rows of a JSON array.
 
-    more: other flags for finetune.py, e.g. load_8bit=True,dtype=float32.
+    more: other flags, e.g. load_8bit=True,dtype=float32. script: finetune.py or finetune_bloom.py.
     """
     chosen = json.loads(Path(data_path).read_text(encoding="utf-8"))[:rows]
     outside = False
@@ -64,7 +65,7 @@ def main(
                 flags = {"base_model": base_model, "data_path": data, "output_dir": f"{folder}/out"}
                 flags |= {"batch_size": 2 * micro, "micro_batch_size": micro, "cutoff_len": cutoff, "num_epochs": 1}
                 flags |= {"val_set_size": 4, "load_8bit": False, "train_on_inputs": False}
-                estimate, peak = measure(flags | dict(pair.split("=") for pair in more))
+                estimate, peak = measure(script, flags | dict(pair.split("=") for pair in more))
             outside |= not 0.9 <= estimate / peak <= 1.3
             print(
                 f"{micro} x {cutoff}: {estimate:.2f} GB estimated, {peak:.2f} GB measured, {estimate / peak:.2f}",
