@@ -1,0 +1,32 @@
+"""Flags whose text has a form of its own: a list of stop texts, users with their passwords."""
+
+import json
+from pathlib import Path
+
+from utils.errors import ArgumentFault
+
+
+def stop_texts(text: str) -> tuple[str, ...]:
+    """--stop as its texts: itself, or the strings of a JSON list. Raises ArgumentFault."""
+    if not text.startswith("["):
+        return (text,) if text else ()
+    try:
+        texts = json.loads(text)
+    except ValueError:
+        texts = None
+    if not isinstance(texts, list) or not all(isinstance(one, str) and one for one in texts):
+        raise ArgumentFault(f'--stop: {text} is no JSON list of texts such as ["###", "\\n\\n"]')
+    return tuple(texts)
+
+
+def users(auth: str) -> list[tuple[str, str]]:
+    """--auth as (name, password) pairs: USER:PASSWORD itself, or the lines of a file. Raises ArgumentFault."""
+    if not auth:
+        return []
+    is_file = Path(auth).is_file()
+    lines = Path(auth).read_text(encoding="utf-8").splitlines() if is_file else [auth]
+    pairs = [tuple(line.strip().split(":", 1)) for line in lines if line.strip()]
+    if not pairs or not all(len(pair) == 2 and all(pair) for pair in pairs):
+        where = auth if is_file else "the value"
+        raise ArgumentFault(f"--auth: {where} is neither USER:PASSWORD nor a file with a line of it for each user")
+    return pairs
