@@ -1,6 +1,7 @@
 """Values of flags (faults.md, section B): what cannot be is refused with what can."""
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,15 @@ def test_users_come_from_the_flag_or_from_a_file_and_stop_texts_from_a_text_or_a
     assert values.users("li:a:b") == [("li", "a:b")] and values.users("") == []
     assert values.stop_texts("### 指令") == ("### 指令",) and values.stop_texts("") == ()
     assert values.stop_texts('["\\n\\n", "###"]') == ("\n\n", "###")
+
+
+def test_a_port_that_is_taken_is_an_environment_fault(monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        argv = command("generate.py", f"--server_port={port}")
+        code, out, line = ends(MAIN["generate.py"], argv, monkeypatch, capsys, "generate.py")
+    assert (code, out) == (5, "")
+    assert line == f"generate.py: error: --server_port: {port} of 127.0.0.1 cannot be had: Address already in use\n"
 
 
 @pytest.mark.parametrize("package, flag", [("wandb", "--wandb_project=p"), ("tensorboard", "--tensorboard")])

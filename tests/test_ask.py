@@ -16,7 +16,7 @@ import pytest
 from judges import KEY, serving, write_case
 
 import judge
-from utils import ask, judging, verdicts
+from utils import ask, journal, judging, verdicts
 from utils.errors import DataFault, EnvironmentFault, UnjudgedFault
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -348,7 +348,7 @@ def test_two_runs_on_one_folder_do_not_mix(tmp_path):
 
 def test_a_full_disk_ends_the_run_and_what_was_written_stays(tmp_path, monkeypatch):
     flags = write_case(tmp_path)
-    real, count = verdicts.os.fsync, []
+    real, count = journal.os.fsync, []
 
     def full(handle):
         count.append(handle)
@@ -358,10 +358,10 @@ def test_a_full_disk_ends_the_run_and_what_was_written_stays(tmp_path, monkeypat
 
     with serving() as server:
         judging.pin(flags["output_dir"], *pinned(flags))
-        monkeypatch.setattr(verdicts.os, "fsync", full)
+        monkeypatch.setattr(journal.os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             judge.ask(**flags, base_url=server.url)
-        monkeypatch.setattr(verdicts.os, "fsync", real)
+        monkeypatch.setattr(journal.os, "fsync", real)
         assert 4 <= len(lines(flags)) < 12
         assert outcome(flags, server) is None
     assert once(flags)

@@ -23,7 +23,8 @@ def answers(prompts: list, folder: Path, **flags) -> list[dict]:
     """generate.py's test.json for these prompts."""
     path = write_rows(folder / "prompts.json", prompts)
     target = folder / "test.json"
-    generate.main(is_ui=False, test_input_path=path, output_path=str(target), max_new_tokens=40, **flags)
+    fixed = {"is_ui": False, "output_path": str(target), "max_new_tokens": 40, "overwrite": True}
+    generate.main(test_input_path=path, **fixed, **flags)
     return json.loads(target.read_text(encoding="utf-8"))
 
 

@@ -94,11 +94,12 @@ class Target:
         return len(self.done) == len(self.prompts)
 
     def add(self, answers: Answers) -> None:
-        """Put the answers of one batch on the disk."""
-        if self._is_new:
-            self._journal.append(self._asked)
-            self._is_new = False
-        self._journal.append({"answers": {str(index): answer for index, answer in answers.items()}})
+        """Put the answers of one batch on the disk. Raises EnvironmentFault where that is full."""
+        with disk_faults(self.path.parent):
+            if self._is_new:
+                self._journal.append(self._asked)
+                self._is_new = False
+            self._journal.append({"answers": {str(index): answer for index, answer in answers.items()}})
         self.done |= answers
 
     def close(self) -> None:

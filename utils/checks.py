@@ -12,7 +12,7 @@ from utils.errors import ArgumentFault, EnvironmentFault
 from utils.hub import is_hub_name
 from utils.prompter import template_problem
 from utils.rows import data_names
-from utils.values import stop_texts, users
+from utils.values import check_port, stop_texts, users
 
 JUDGE_MODES = ("robust", "faithful")
 MOST_SYSTEMS = 10  # the prompts count them in words
@@ -54,7 +54,7 @@ def training(flags: Mapping[str, object], given: frozenset[str]) -> None:
 
 
 def answering(flags: Mapping[str, object]) -> None:
-    """Check the flags of generate.py. Raises ArgumentFault listing every problem."""
+    """Check the flags of generate.py. Raises ArgumentFault listing every problem, EnvironmentFault for a taken port."""
     problems = [
         *_base(flags["base_model"]),
         *_positive(flags, "num_beams", "max_new_tokens", "batch_tokens", "top_k"),
@@ -68,6 +68,8 @@ def answering(flags: Mapping[str, object]) -> None:
         problems.append(f'--gpu_id: "{flags["gpu_id"]}" is not a number')
     problems += _page(flags) if flags["is_ui"] else _batch(flags)
     _refuse(problems)
+    if flags["is_ui"] and flags["server_port"]:
+        check_port(flags["server_name"], flags["server_port"])
 
 
 def merging(flags: Mapping[str, object]) -> None:

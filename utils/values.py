@@ -1,9 +1,11 @@
-"""Flags whose text has a form of its own: a list of stop texts, users with their passwords."""
+"""Flags with a form of their own: stop texts, users with their passwords, a port that must be free."""
 
 import json
+import os
+import socket
 from pathlib import Path
 
-from utils.errors import ArgumentFault
+from utils.errors import ArgumentFault, EnvironmentFault
 
 
 def stop_texts(text: str) -> tuple[str, ...]:
@@ -30,3 +32,11 @@ def users(auth: str) -> list[tuple[str, str]]:
         where = auth if is_file else "the value"
         raise ArgumentFault(f"--auth: {where} is neither USER:PASSWORD nor a file with a line of it for each user")
     return pairs
+
+
+def check_port(name: str, port: int) -> None:
+    """Raises EnvironmentFault where nothing can listen at this address."""
+    try:
+        socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET).close()
+    except OSError as error:
+        raise EnvironmentFault(f"--server_port: {port} of {name} cannot be had: {os.strerror(error.errno)}") from None

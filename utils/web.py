@@ -89,18 +89,20 @@ def _chat_tab(conversation, say, adapter, settings: dict, examples, rows_of) -> 
     turns = gradio.State([])
     shown = gradio.Chatbot(label=say("chat"), height=420, elem_id="chat", buttons=["copy"], allow_file_downloads=False)
     notice = gradio.Markdown(elem_id="notice")
-    message = gradio.Textbox(label=say("message"), placeholder=say("message_hint"), lines=2, elem_id="message")
+    message = gradio.Textbox(
+        label=say("message"), placeholder=say("message_hint"), lines=1, max_lines=8, elem_id="message"
+    )
     with gradio.Row():
         stop = gradio.Button(say("stop"), elem_id="stop")
-        retry = gradio.Button(say("retry"), elem_id="retry")
-        undo = gradio.Button(say("undo"), elem_id="undo")
-        clear = gradio.Button(say("clear"), elem_id="clear")
-        download = gradio.Button(say("download"), elem_id="download")
-        send = gradio.Button(say("send"), variant="primary", elem_id="send")
+        send = gradio.Button(say("send"), variant="primary", elem_id="send", scale=3)
+    with gradio.Row():
+        retry = gradio.Button(say("retry"), elem_id="retry", size="md")
+        undo = gradio.Button(say("undo"), elem_id="undo", size="md")
+        clear = gradio.Button(say("clear"), elem_id="clear", size="md")
+        download = gradio.Button(say("download"), elem_id="download", size="md")
     file = gradio.Textbox(visible="hidden", elem_id="file")
-    gradio.Examples(
-        [[text if not more else f"{text}\n{more}"] for text, more in examples], message, label=say("examples")
-    )
+    joined = [f"{text}\n{more}" if more else text for text, more in examples]
+    _examples([[text] for text in joined], [message], say)
 
     def answer(values: dict, text: object, before: Turns) -> Iterator[tuple]:
         chosen = {name: values[field] for name, field in settings.items()}
@@ -138,6 +140,11 @@ def _chat_tab(conversation, say, adapter, settings: dict, examples, rows_of) -> 
     _on(download.click, rows_of, turns, file, "rows").then(None, file, None, js=_SAVE, api_visibility="private")
 
 
+def _examples(examples: list[list[str]], fields: list, say: gradio.I18n) -> None:
+    labels = [first if len(first) <= 24 else f"{first[:23]}…" for first, *_ in examples]
+    gradio.Examples(examples, fields, label=say("examples"), example_labels=labels, api_visibility="private")
+
+
 def _instruction_tab(conversation, say, adapter, settings: dict, examples) -> None:
     with gradio.Row():
         with gradio.Column():
@@ -147,7 +154,7 @@ def _instruction_tab(conversation, say, adapter, settings: dict, examples) -> No
                 stop = gradio.Button(say("stop"))
                 send = gradio.Button(say("send"), variant="primary", elem_id="ask")
         output = gradio.Textbox(label=say("answer"), lines=12, interactive=False, elem_id="answer")
-    gradio.Examples([list(example) for example in examples], [instruction, more], label=say("examples"))
+    _examples([list(example) for example in examples], [instruction, more], say)
 
     def answer(values: dict) -> Iterator[str]:
         chosen = {name: values[field] for name, field in settings.items()}
