@@ -93,11 +93,19 @@ def test_two_answers_that_grow_in_turn_are_those_that_grow_alone(assistant):
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_stop_texts_end_an_answer_and_are_not_part_of_it(beams, assistant):
-    prompt = assistant.prompt_ids({"instruction": "我睡不着怎么办？"})  # "\n先放下手机，\n慢慢呼吸。"
-    for stop, expected in ((("慢慢",), "\n先放下手机，\n"), (("手机，\n", "呼吸"), "\n先放下"), (("不会出现",), "")):
+    prompt = assistant.prompt_ids({"instruction": "我睡不着怎么办？"})
+
+    def answer(*stop: str) -> dict:
         sampling = Sampling(max_new_tokens=60, stop=stop, num_beams=beams)
-        answer = generation.answer_batch(assistant.model, assistant.tokenizer, [prompt], sampling)[0]
-        assert answer["output"] == (expected or "\n先放下手机，\n慢慢呼吸。") and answer["finish_reason"] == "stop"
+        return generation.answer_batch(assistant.model, assistant.tokenizer, [prompt], sampling)[0]
+
+    whole = answer()
+    assert whole["finish_reason"] == "stop" and len(whole["output"]) > 2
+    for end in range(len(whole["output"])):
+        found = answer("不会出现", whole["output"][end:], whole["output"][end : end + 2])
+        assert found["output"] == whole["output"][:end] and found["finish_reason"] == "stop"
+        assert found["tokens"] <= whole["tokens"]
+    assert answer("不会出现")["output"] == whole["output"]
 
 
 def test_what_may_become_a_stop_text_waits(assistant):

@@ -39,4 +39,5 @@ def check_port(name: str, port: int) -> None:
     try:
         socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET).close()
     except OSError as error:
-        raise EnvironmentFault(f"--server_port: {port} of {name} cannot be had: {os.strerror(error.errno)}") from None
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+        raise EnvironmentFault(f"--server_port: {port} of {name} cannot be had: {reason}") from None

@@ -166,10 +166,13 @@ def _instruction_tab(conversation, say, adapter, settings: dict, examples) -> No
 
 
 def _on(listen: Callable, work: Callable, inputs, outputs, api_name: str | None, slow: bool = False, **more):
-    """Bind an event. slow: it takes one of the places that answers share."""
+    """Bind an event. slow: it takes one of the places that answers share.
+
+    Values reach `work` as they came: a widget's own check of what is no value of it would end in a traceback.
+    """
     limits = {"concurrency_id": "answers", "concurrency_limit": TOGETHER} if slow else {"queue": False}
     name = {"api_name": api_name} if api_name else {"api_visibility": "private"}
-    return listen(work, inputs, outputs, **name, **limits, **more)
+    return listen(work, inputs, outputs, preprocess=False, **name, **limits, **more)
 
 
 def _pieces(conversation, *request) -> Iterator:

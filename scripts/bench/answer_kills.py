@@ -43,16 +43,20 @@ def main(base_model: str = "", output_dir: str = "answer-kills", kills: int = 50
     begin = time.monotonic()
     _run(command, folder / "undisturbed")
     length = time.monotonic() - begin
-    done, runs, fell = 0, 0, {"before": 0, "between": 0, "after": 0}
+    batches = (folder / "undisturbed/test.json.journal").read_bytes().count(b"\n") - 1
+    done, runs, fell = 0, 0, {"before the first answer": 0, "between answers": 0, "behind the last": 0}
     while done < kills:
         out = folder / f"run-{runs}"
         runs += 1
         for _ in range(min(dice.randint(1, 4), kills - done)):
-            answered = _answered(out)
-            _run(command, out, dice.uniform(0, length))
+            # a random moment of the whole run, or shortly after a batch was written
+            by_time = dice.random() < 0.4
+            end = (dice.uniform(0, length), 10**9) if by_time else (600, dice.randint(0, batches))
+            if not _run(command, out, *end, dice.uniform(0, 0.02)):
+                continue
             done += 1
             now = _answered(out)
-            fell["after" if now == len(prompts) else "between" if now > answered else "before"] += 1
+            fell[list(fell)[0 if not now else 1 if now < len(prompts) else 2]] += 1
         _run(command, out)
         assert _result(out) == _result(folder / "undisturbed"), f"{out}: not what the undisturbed run ended with"
         lines = [json.loads(line) for line in (out / "test.json.journal").read_text(encoding="utf-8").splitlines()[1:]]
@@ -60,7 +64,8 @@ def main(base_model: str = "", output_dir: str = "answer-kills", kills: int = 50
         assert sorted(numbers) == list(range(len(prompts))), f"{out}: a prompt is missing, or was answered twice"
         left = [path.name for path in out.iterdir() if path.name not in ("test.json", "test.json.journal", "log")]
         assert all(name.startswith(".part-") for name in left), f"{out}: left over {left}"
-    print(f"{done} kills in {runs} runs, all ended alike; before a new answer, between, when all were answered: {fell}")
+    told = ", ".join(f"{where} {times}" for where, times in fell.items())
+    print(f"{done} kills in {runs} runs, all ended alike: {told}")
 
 
 def _answered(out: Path) -> int:
@@ -74,17 +79,24 @@ def _result(out: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-def _run(command: tuple[str, Path], out: Path, kill_after: float | None = None) -> None:
-    """One run; killed after so many seconds, if it still runs. Raises AssertionError for another exit code than 0."""
+def _run(command: tuple[str, Path], out: Path, seconds: float = 600, batches: int = 10**9, later: float = 0.0) -> bool:
+    """One run, killed (True) after so many seconds, or a little `later` than so many batches were written, if it still
+    runs then. Raises AssertionError for another exit code than 0."""
     out.mkdir(exist_ok=True)
+    journal = out / "test.json.journal"
     process = WARM.Process(target=_child, args=(*command, out))
     process.start()
-    process.join(kill_after)
+    end = time.monotonic() + seconds
+    while process.is_alive() and time.monotonic() < end:
+        if journal.exists() and journal.read_bytes().count(b"\n") > batches:
+            time.sleep(later)
+            break
+        process.join(0.001)
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        return
-    assert process.exitcode == 0, f"{out}: exit code {process.exitcode}\n{(out / 'log').read_text()[-2000:]}"
+    process.join()
+    assert process.exitcode in (0, -9), f"{out}: exit code {process.exitcode}\n{(out / 'log').read_text()[-2000:]}"
+    return process.exitcode == -9
 
 
 def _child(base_model: str, prompts: Path, out: Path) -> None:
