@@ -98,6 +98,7 @@ def test_a_question_its_answer_and_another_adapter(browser, real):
     expect_answer(page, 0, ROWS[0]["output"])
     assert page.locator("#message textarea").input_value() == ""
     assert "adapter (stage 1: rows.json, 8 rows" in page.locator("#about").inner_text()
+    assert page.get_by_label("Model").input_value() == "adapter"
     picture(page, "answer")
     page.locator("#clear").click()
     playwright.expect(page.locator("#chat .bot.message")).to_have_count(0)
@@ -142,6 +143,10 @@ def test_an_answer_streams_until_stop_and_the_next_turn_remembers(browser, made_
     page.locator("#undo").click()
     playwright.expect(page.locator("#chat .bot.message")).to_have_count(1)
     assert page.locator("#message textarea").input_value() == "然后"
+    page.locator("#chat").get_by_label("Clear").click()  # the chat's own button forgets too
+    playwright.expect(page.locator("#chat .bot.message")).to_have_count(0)
+    say(page, "又")
+    expect_answer(page, 0, '["one", "又", "", [], ')
 
 
 def test_who_closes_the_page_ends_the_answer(browser, made_up):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import random
 import socket
 import threading
 import time
@@ -105,7 +106,7 @@ def values(asked: Client, api_name: str, **given) -> list:
 def key_of(label) -> str:
     """The name of the field behind a label that is still to be translated."""
     text = label if isinstance(label, str) else json.dumps(label)
-    return next(key for key in web.TEXTS if f'"{key}"' in text)
+    return next(key for key in web.TEXTS if f'"{web.PREFIX}{key}"' in text)
 
 
 def shown(result) -> list[tuple[str, str]]:
@@ -211,6 +212,33 @@ def test_a_body_of_30_mb_is_refused_and_nothing_can_be_uploaded(served):
         assert httpx.post(f"{address}/queue/join", content=chunks).status_code >= 400
     files = {"files": ("x.txt", b"x" * 5000)}
     assert httpx.post(f"{address}/upload", files=files).status_code >= 400
+    assert ask(client(served.port), "问")
+
+
+ODD = [
+    None, True, -1, 1e308, "", "\0", "x" * 3000, [], {}, [[]], {"path": "/etc/passwd"}, {"url": "file:///etc/passwd"},
+    {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, {"__type__": "update", "value": 1}, "../../etc/passwd",
+]  # fmt: skip
+
+
+def test_bodies_that_are_no_requests_are_answered_and_forgotten(served, capsys):
+    """scripts/bench/page.py sends thousands, to a page with a model behind it."""
+    dice = random.Random(0)
+    address = f"http://127.0.0.1:{served.port}/gradio_api"
+    with httpx.Client(timeout=20) as http:
+        for number in range(150):
+            data = [dice.choice(ODD) for _ in range(9)] if number % 3 else dice.choice(ODD)
+            body = {
+                "data": data,
+                "session_hash": dice.choice(["fuzz", None, 7]),
+                "fn_index": dice.choice([*range(20), -1]),
+            }
+            raw = json.dumps(dice.choice([body, body, body, dice.choice(ODD)])).encode()
+            raw = raw[: dice.randint(0, len(raw))] if number % 7 == 0 else raw
+            names = ("queue/join", "run/chat", "run/answer", "run/rows", "run/about", "run/undo", "call/chat", "cancel")
+            headers = {"content-type": "application/json"}
+            answer = http.post(f"{address}/{dice.choice(names)}", content=raw, headers=headers)
+            assert "root:" not in answer.text and "Traceback" not in answer.text
     assert ask(client(served.port), "问")
 
 

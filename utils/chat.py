@@ -144,7 +144,7 @@ def training_rows(history: Turns) -> str:
     return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
 
 
-def examples(most: int = 12) -> list[tuple[str, str]]:
+def examples(most: int = 10) -> list[tuple[str, str]]:
     """(instruction, input) of evaluation prompts without a history, one of each category in turn."""
     by_category: dict[str, list[tuple[str, str]]] = {}
     for row in read_prompts(EXAMPLES):

@@ -35,6 +35,7 @@ TEXTS = {
     "max_new_tokens": ("Max new tokens", "最多生成 token 数"),
     "seed": ("Seed", "随机种子"),
 }
+PREFIX = "dreamer_"  # of the keys: the page translates any text that is a key, an adapter's name too
 TOGETHER = 4  # answers that grow at the same time, a token of one and then of another
 WAITING = 64  # requests that may wait; the next ones are told that the page is busy
 STEPS = {"temperature": 0.05, "top_p": 0.01, "top_k": 1, "num_beams": 1, "max_new_tokens": 1}
@@ -50,13 +51,17 @@ Turns = list[list[str]]
 
 def texts() -> gradio.I18n:
     """The labels in English and Chinese; the browser's language decides."""
-    english, chinese = ({key: both[which] for key, both in TEXTS.items()} for which in (0, 1))
+    english, chinese = ({f"{PREFIX}{key}": both[which] for key, both in TEXTS.items()} for which in (0, 1))
     return gradio.I18n(**{"en": english, "zh": chinese, "zh-CN": chinese, "zh-TW": chinese})
+
+
+def say(key: str) -> gradio.i18n.I18nData:
+    """The label of TEXTS, translated by the browser."""
+    return texts()(f"{PREFIX}{key}")
 
 
 def build(conversation, title: str, examples: list[tuple[str, str]], rows_of: Callable[[Turns], str]) -> gradio.Blocks:
     """The page. examples: (instruction, input) to begin with; rows_of: a conversation as the text of a file."""
-    say = texts()
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gradio.Markdown(f"## {title}")
         names = conversation.names
@@ -65,16 +70,16 @@ def build(conversation, title: str, examples: list[tuple[str, str]], rows_of: Ca
         _on(adapter.change, lambda name: _plain(_told(conversation.about, name)), adapter, about, "about")
         settings = {}  # drawn below the tabs
         with gradio.Accordion(say("settings"), open=False, render=False) as drawer:
-            settings = _settings(conversation, say)
+            settings = _settings(conversation)
         with gradio.Tab(say("chat")):
-            _chat_tab(conversation, say, adapter, settings, examples, rows_of)
+            _chat_tab(conversation, adapter, settings, examples, rows_of)
         with gradio.Tab(say("instruct")):
-            _instruction_tab(conversation, say, adapter, settings, examples)
+            _instruction_tab(conversation, adapter, settings, examples)
         drawer.render()
     return page
 
 
-def _settings(conversation, say: gradio.I18n) -> dict[str, gradio.components.Component]:
+def _settings(conversation) -> dict[str, gradio.components.Component]:
     fields = {}
     for name, (low, high) in conversation.ranges.items():
         value = conversation.defaults[name]
@@ -85,7 +90,7 @@ def _settings(conversation, say: gradio.I18n) -> dict[str, gradio.components.Com
     return fields
 
 
-def _chat_tab(conversation, say, adapter, settings: dict, examples, rows_of) -> None:
+def _chat_tab(conversation, adapter, settings: dict, examples, rows_of) -> None:
     turns = gradio.State([])
     shown = gradio.Chatbot(label=say("chat"), height=420, elem_id="chat", buttons=["copy"], allow_file_downloads=False)
     notice = gradio.Markdown(elem_id="notice")
@@ -99,10 +104,10 @@ def _chat_tab(conversation, say, adapter, settings: dict, examples, rows_of) -> 
         retry = gradio.Button(say("retry"), elem_id="retry", size="md")
         undo = gradio.Button(say("undo"), elem_id="undo", size="md")
         clear = gradio.Button(say("clear"), elem_id="clear", size="md")
-        download = gradio.Button(say("download"), elem_id="download", size="md")
+        download = gradio.Button(say("download"), elem_id="download", size="md", scale=2)
     file = gradio.Textbox(visible="hidden", elem_id="file")
     joined = [f"{text}\n{more}" if more else text for text, more in examples]
-    _examples([[text] for text in joined], [message], say)
+    _examples([[text] for text in joined], [message])
 
     def answer(values: dict, text: object, before: Turns) -> Iterator[tuple]:
         chosen = {name: values[field] for name, field in settings.items()}
@@ -136,16 +141,17 @@ def _chat_tab(conversation, say, adapter, settings: dict, examples, rows_of) -> 
     ]
     stop.click(None, cancels=running, api_visibility="private")
     _on(undo.click, back, turns, outputs, "undo", cancels=running)
-    _on(clear.click, lambda: ([], [], "", gradio.skip()), None, outputs, "clear", cancels=running)
+    for listen, name in ((clear.click, "clear"), (shown.clear, None)):
+        _on(listen, lambda: ([], [], "", gradio.skip()), None, outputs, name, cancels=running)
     _on(download.click, rows_of, turns, file, "rows").then(None, file, None, js=_SAVE, api_visibility="private")
 
 
-def _examples(examples: list[list[str]], fields: list, say: gradio.I18n) -> None:
+def _examples(examples: list[list[str]], fields: list) -> None:
     labels = [first if len(first) <= 24 else f"{first[:23]}…" for first, *_ in examples]
     gradio.Examples(examples, fields, label=say("examples"), example_labels=labels, api_visibility="private")
 
 
-def _instruction_tab(conversation, say, adapter, settings: dict, examples) -> None:
+def _instruction_tab(conversation, adapter, settings: dict, examples) -> None:
     with gradio.Row():
         with gradio.Column():
             instruction = gradio.Textbox(label=say("instruction"), lines=3, elem_id="instruction")
@@ -154,7 +160,7 @@ def _instruction_tab(conversation, say, adapter, settings: dict, examples) -> No
                 stop = gradio.Button(say("stop"))
                 send = gradio.Button(say("send"), variant="primary", elem_id="ask")
         output = gradio.Textbox(label=say("answer"), lines=12, interactive=False, elem_id="answer")
-    _examples([list(example) for example in examples], [instruction, more], say)
+    _examples([list(example) for example in examples], [instruction, more])
 
     def answer(values: dict) -> Iterator[str]:
         chosen = {name: values[field] for name, field in settings.items()}

@@ -88,7 +88,7 @@ async def _page(http) -> dict:
     chat = next(one for one in config["dependencies"] if one["api_name"] == "chat")
     names = ("adapter", "message", *SETTINGS)
     texts = [label if isinstance(label := labels[one], str) else json.dumps(label) for one in chat["inputs"]]
-    inputs = [next((name for name in names if f'"{name}"' in text), None) for text in texts]
+    inputs = [next((name for name in names if f'_{name}"' in text), None) for text in texts]
     adapter = next(one["props"]["value"] for one in config["components"] if one["type"] == "dropdown")
     return {"index": chat["id"], "inputs": inputs, "adapter": adapter}
 
