@@ -68,8 +68,7 @@ def build(conversation, title: str, examples: list[tuple[str, str]], rows_of: Ca
         adapter = gradio.Dropdown(names, value=names[0], label=say("adapter"), interactive=len(names) > 1)
         about = gradio.Markdown(_plain(conversation.about(names[0])), elem_id="about")
         _on(adapter.change, lambda name: _plain(_told(conversation.about, name)), adapter, about, "about")
-        settings = {}  # drawn below the tabs
-        with gradio.Accordion(say("settings"), open=False, render=False) as drawer:
+        with gradio.Accordion(say("settings"), open=False, render=False) as drawer:  # drawn below the tabs
             settings = _settings(conversation)
         with gradio.Tab(say("chat")):
             _chat_tab(conversation, adapter, settings, examples, rows_of)
@@ -123,8 +122,8 @@ def _chat_tab(conversation, adapter, settings: dict, examples, rows_of) -> None:
             raise _refusal("没有可重试的回答。There is no answer to retry.")
         *before, (text, _) = values[turns]
         seed = values[settings["seed"]]
-        if values[settings["temperature"]] and isinstance(seed, int | float):
-            seed = int(seed) + 1  # the same seed would draw the same answer
+        if values[settings["temperature"]] and isinstance(seed, int):
+            seed += 1  # the same seed would draw the same answer
         for update in answer({**values, settings["seed"]: seed}, text, before):
             yield {**update, settings["seed"]: seed, message: gradio.skip()}
 
