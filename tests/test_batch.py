@@ -142,8 +142,9 @@ def test_a_run_goes_on_with_what_is_missing_and_ends_like_one_that_nobody_distur
     assert "already complete" in capsys.readouterr().out
     assert (tmp_path / "test.json").read_bytes() == written
     (tmp_path / "test.json").unlink()  # the journal has it all
+    (tmp_path / ".part-test.json.x").write_text("[")  # a kill while it was written
     generate.main(**given)
-    assert (tmp_path / "test.json").read_bytes() == written
+    assert (tmp_path / "test.json").read_bytes() == written and not list(tmp_path.glob(".part-*"))
 
 
 @pytest.mark.parametrize(
@@ -190,8 +191,9 @@ def test_a_file_that_is_not_ours_is_refused_and_overwrite_moves_it_away(stage, t
 
 def test_two_runs_at_once_are_refused(stage, tmp_path):
     target = answers.Target(tmp_path / "test.json", {"prompts": {}, "settings": {}}, ["a"], False)
-    with pytest.raises(EnvironmentFault, match="written by another run"):
-        generate.main(**flags(stage, tmp_path))
+    for overwrite in (False, True):
+        with pytest.raises(EnvironmentFault, match="written by another run"):
+            generate.main(**flags(stage, tmp_path, overwrite=overwrite))
     target._journal.close()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from utils import journal
 from utils.errors import DataFault, EnvironmentFault, ModelFault
-from utils.files import disk_faults, json_text, sha256_file, write_atomic
+from utils.files import PART, disk_faults, json_text, sha256_file, write_atomic
 from utils.rows import Row
 from utils.tuned import Tuned
 from utils.weights import adapter_file
@@ -72,17 +72,18 @@ class Target:
         self.path, self.prompts, self._asked = path, prompts, asked
         where = path.with_name(path.name + SUFFIX)
         if overwrite:
-            for old in (path, where):
-                _move_aside(old)
+            _move_aside(path, where)
         elif path.exists() and not where.exists():
             raise ModelFault(f"{path} is there, and nothing tells what made it; --overwrite moves it away")
         self._journal = journal.Journal(where)
+        for left in path.parent.glob(f"{PART}{path.name}.*"):  # of a run that was killed while it wrote
+            left.unlink()
         before, self.done = _read(where)
         self._is_new = before is None  # its first line is written with the first answers
         if before and (changes := _differences(before, asked)):
             self._journal.close()
             raise ModelFault(f"{path} holds other answers ({'; '.join(changes)}); --overwrite moves them away")
-        if path.exists() and (not self.is_complete or path.read_text(encoding="utf-8") != self._text()):
+        if path.exists() and (not self.is_complete or path.read_bytes() != self._text().encode()):
             self._journal.close()
             raise ModelFault(f"{path} is not what was written; --overwrite moves it away")
         if self.done and not self.is_complete:
@@ -149,11 +150,14 @@ def _short(value: object) -> str:
     return json.dumps(value, ensure_ascii=False) if value in ("", None) or isinstance(value, list) else str(value)
 
 
-def _move_aside(path: Path) -> None:
-    if not path.exists():
-        return
-    number = 1
-    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
-        number += 1
-    os.replace(path, aside)
-    print(f"moved the old {path} to {aside}")
+def _move_aside(path: Path, where: Path) -> None:
+    """Give test.json and its journal other names, if nobody is writing them."""
+    if where.exists():
+        journal.Journal(where).close()
+    for old in (path, where):
+        number = 1
+        while (aside := old.with_name(f"{old.name}.old-{number}")).exists():
+            number += 1
+        if old.exists():
+            os.replace(old, aside)
+            print(f"moved the old {old} to {aside}")

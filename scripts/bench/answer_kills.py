@@ -63,7 +63,7 @@ def main(base_model: str = "", output_dir: str = "answer-kills", kills: int = 50
         numbers = [int(number) for line in lines for number in line["answers"]]
         assert sorted(numbers) == list(range(len(prompts))), f"{out}: a prompt is missing, or was answered twice"
         left = [path.name for path in out.iterdir() if path.name not in ("test.json", "test.json.journal", "log")]
-        assert all(name.startswith(".part-") for name in left), f"{out}: left over {left}"
+        assert not left, f"{out}: left over {left}"
     told = ", ".join(f"{where} {times}" for where, times in fell.items())
     print(f"{done} kills in {runs} runs, all ended alike: {told}")
 

@@ -30,9 +30,14 @@ def main(
     new_tokens: int = 64,
     batch_tokens: int = 16384,
     dtype: str = "auto",
+    cpu_time: bool = False,
 ) -> None:
     """Time the ways one after another: ancestor, greedy (one at a time), ours, beams (ours with 4), int8 (ours with the
-    base in 8 bits), hf_stream and stream (one prompt, new_tokens of it)."""
+    base in 8 bits), hf_stream and stream (one prompt, new_tokens of it).
+
+    cpu_time: count the seconds that the cores worked instead of those on the clock, for a machine with other work on it
+    (with OMP_NUM_THREADS=1: threads that wait for each other work too).
+    """
     import torch
 
     from utils import encode, generation, models, rows
@@ -54,9 +59,10 @@ def main(
             assistant = generation.Assistant(model, tokenizer, Prompter("alpaca"), generation.Sampling())
         work, answered = _way(way, assistant, found, few, new_tokens, batch_tokens)
         work(few[:1], 2)  # warm
-        begin = time.monotonic()
+        begin, used = time.monotonic(), time.process_time()
         work(answered, new_tokens)
-        rate[way] = len(answered) * new_tokens / (time.monotonic() - begin)
+        used = time.process_time() - used
+        rate[way] = len(answered) * new_tokens / (used if cpu_time else time.monotonic() - begin)
         against = "hf_stream" if way in ("stream", "hf_stream") else "ancestor"
         ratio = f"{rate[way] / rate[against]:.2f} x {against}" if against in rate else ""
         print(f"{way:<10} {len(answered):>3} prompts {rate[way]:>7.1f} tokens/s  {ratio}", flush=True)
