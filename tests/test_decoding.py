@@ -5,7 +5,7 @@ import torch
 from tiny_models import KNOWN, bpe_tokenizer
 from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from utils import decoding
+from utils import decoding, packing
 from utils.decoding import Decoder, GrowingLayer, Sampling
 
 EOS, PAD = 2, 0
@@ -78,6 +78,20 @@ def test_rows_that_leave_change_nothing_for_those_that_stay(model, prompts):
     assert found == [row[: leave.get(number, 24)] for number, row in enumerate(alone)]
 
 
+def test_guesses_change_no_token_and_save_steps(model, prompts, monkeypatch):
+    read = []
+    forward = Decoder._forward
+    monkeypatch.setattr(
+        Decoder, "_forward", lambda self, ids, *more: read.append(ids.shape[1]) or forward(self, ids, *more)
+    )
+    for prompt in [*prompts, prompts[0] * 3, [1] + [5, 6, 7, 8] * 6]:
+        decoder = Decoder(model, [prompt], GREEDY, PAD, guess=True)
+        assert [decoder.step()[0] for _ in range(60)] == reference(model, prompt, 60)
+    assert len(read) < 11 * 60 and max(read[1:]) > 5
+    assert decoding._followed([1, 2, 3, 9, 1, 2, 3]) == [9, 1, 2, 3]
+    assert decoding._followed([4, 5, 8, 4, 5, 6, 4, 5]) == [6, 4, 5] and decoding._followed([1, 2, 3]) == []
+
+
 def test_what_is_drawn_depends_on_seed_and_prompt_and_not_on_the_company(model, prompts):
     sampling = Sampling(temperature=1.3, top_p=0.95, top_k=50, seed=7)
     torch.manual_seed(1)
@@ -121,3 +135,19 @@ def test_a_growing_layer_holds_what_it_was_given():
     layer.batch_select_indices(torch.tensor([2, 0]))
     keys, _ = layer.update(parts[1][:2], parts[1][:2])
     assert torch.equal(keys, torch.cat([whole[[2, 0]], parts[1][:2]], 2))
+
+
+def test_packed_weights_give_the_same_products_and_leave_float32_alone():
+    torch.manual_seed(0)
+    model = llama().eval()
+    before = dict(model.named_modules())
+    assert packing.pack(model) is model and dict(model.named_modules()) == before
+    model = model.to(torch.bfloat16)
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU does not multiply bfloat16")
+    ids = torch.arange(3, 40).view(1, -1)
+    with torch.inference_mode():
+        plain = model(ids).logits
+        packed = packing.pack(model)(ids).logits
+    assert not any(type(layer) is torch.nn.Linear for layer in model.modules())
+    torch.testing.assert_close(packed, plain, atol=2e-2, rtol=2e-2)

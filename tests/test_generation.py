@@ -35,7 +35,7 @@ def test_a_stream_grows_to_the_batch_answer(assistant):
 def test_settings_reach_the_model_by_name(assistant, monkeypatch):
     seen = {}
 
-    def decoder(model, prompts, sampling, pad):
+    def decoder(model, prompts, sampling, pad, guess):
         seen.update(vars(sampling))
         raise StopIteration
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from transformers import GenerationConfig
 
-from utils import encode
+from utils import encode, packing
 from utils.callbacks import Iteratorize, Stream
 from utils.decoding import Decoder, Sampling
 from utils.errors import ArgumentFault, DataFault
@@ -171,7 +171,7 @@ class Assistant:
         if sampling.num_beams > 1:
             yield from self._search(prompt, sampling)
             return
-        decoder = Decoder(self.model, [prompt], sampling, self.tokenizer.pad_token_id)
+        decoder = Decoder(self.model, [prompt], sampling, self.tokenizer.pad_token_id, guess=True)
         answer = Answer(self.tokenizer, sampling.stop, min(sampling.max_new_tokens, self.context - len(prompt)))
         while not answer.finish_reason:
             with self._lock:
@@ -203,6 +203,7 @@ def assistants(model, tokenizer, tuned: Sequence, sampling: Sampling) -> dict[st
     """One assistant for each of `tuned` (see utils.tuned) by its name; they share the model, a token at a time."""
     lock = threading.Lock()
     is_beside = hasattr(model, "get_base_model")  # otherwise it is part of the weights
+    packing.pack(model)
     return {
         one.name: Assistant(model, tokenizer, one.prompter, sampling, one.key if is_beside else "", lock)
         for one in tuned
