@@ -5,7 +5,7 @@
     python generate_bloom.py --base_model models/bloom-7b1 --lora_weights output/rerun-6-bloom-7b1-2 \\
         --is_ui False --test_input_path test_data/01qa.json
 
-`--lora_weights ''` asks the base (or a merged model) alone.
+`--lora_weights ''` asks the base (or a merged model) alone; `--lora_weights A,B` puts two adapters on the page.
 """
 
 from utils import checks, cli
@@ -28,46 +28,62 @@ def main(
     top_k: int = 40,
     max_new_tokens: int = 512,
     seed: int = 42,
-    batch_size: int = 16,
-    server_port: int = 0,
+    stop: str = "",
+    batch_tokens: int = 16384,
     output_path: str = "",
+    overwrite: bool = False,
+    server_port: int = 0,
+    auth: str = "",
     load_4bit: bool = False,
     dtype: str = "auto",
 ) -> None:
     """Answer with base_model and the adapter in lora_weights.
 
     is_ui True opens the page; False answers test_input_path (a list of strings or of {instruction, input?, history?,
-    reference?}) into output_path, by default test.json in the adapter's folder.
+    reference?}, JSON Lines of them, or a folder of such files) into output_path, by default test.json in the adapter's
+    folder. The same command goes on where it was interrupted; overwrite moves other answers away.
     prompt_template: by default the one the adapter was trained with (its run.json).
-    temperature: 0 is greedy; above, tokens are sampled with top_p, top_k and seed.
+    temperature: 0 is greedy; above, tokens are drawn with top_p, top_k and seed.
+    stop: a text that ends an answer, or a JSON list of them. batch_tokens: tokens, prompts and answers, held at once.
+    auth: USER:PASSWORD, or a file with a line of it for each user; asked for by every other address than this machine.
     """
-    # --- Arguments and prompts: everything that can be known before the model loads ---
-    checks.answering(dict(locals()))
+    # --- What answers and what is asked: everything that can be known before the model loads ---
+    flags = dict(locals())
+    checks.answering(flags)
 
-    from utils import adapters, batch, generation, hub, models, record, rows, runtime, web
-    from utils.prompter import Prompter
+    from utils import adapters, answers, batch, chat, generation, models, rows, runtime, tuned, values
 
-    prompts = [] if is_ui else rows.read_prompts(test_input_path)
-    base_folder = hub.local_folder(base_model, "base_model")
-    adapter = hub.local_folder(lora_weights, "lora_weights") if lora_weights else None
-    prompter = Prompter(record.template_of(adapter or base_folder, prompt_template))
-    record.check_base(adapter, record.describe_base(base_model, base_folder))
-    adapters.apply_adapter(models.empty_base(base_folder), adapter)
+    asked = [] if is_ui else rows.read_prompts(test_input_path)
+    base = tuned.read_base(base_model)
+    choices = tuned.read_tuned(lora_weights, prompt_template, base)
+    target = None if is_ui else answers.begin(flags, base, choices[0], asked)
+    if target and target.is_complete:
+        target.close()
+        return
+    tokenizer = models.load_tokenizer(base["path"])
+    empty = adapters.apply_adapters(models.empty_base(base["path"]), tuned.folders(choices))
+    context = generation.context_of(empty.config)
+    if target:
+        prompts = batch.encode_all(tokenizer, choices[0].prompter, asked, context, test_input_path)
 
     # --- Model ---
-    tokenizer = models.load_tokenizer(base_folder)
-    model = models.load_base(base_folder, load_8bit, load_4bit, dtype, runtime.device(gpu_id))
-    model = adapters.apply_adapter(model, adapter)
-    sampling = generation.Sampling(num_beams, temperature, top_p, top_k, max_new_tokens, seed)
-    assistant = generation.Assistant(model, tokenizer, prompter, sampling)
+    model = models.load_base(base["path"], load_8bit, load_4bit, dtype, runtime.device(gpu_id))
+    model = adapters.apply_adapters(model, tuned.folders(choices))
+    stops = values.stop_texts(stop)
+    sampling = generation.Sampling(num_beams, temperature, top_p, top_k, max_new_tokens, seed, stops)
+    assistants = generation.assistants(model, tokenizer, choices, sampling)
 
-    # --- Answers: to a reader, or into a file ---
-    if is_ui:
-        page = web.build(assistant.respond, "DreamerGPT 梦想家", vars(sampling))
-        web.serve(page, server_name, server_port, share_gradio)
-    else:
-        target = batch.output_file(output_path, lora_weights, base_model)
-        batch.write(target, batch.answer_all(prompts, assistant, batch_size, test_input_path))
+    # --- Answers: into a file, or to a reader ---
+    if target:
+        batch.answer_all(target, prompts, assistants[choices[0].name], batch_tokens)
+        target.close()
+        return
+    from utils import gate, web
+
+    talk = chat.Chat(assistants, {one.name: one.about for one in choices})
+    page = web.build(talk, "DreamerGPT 梦想家", chat.examples(), chat.training_rows)
+    users, in_front = values.users(auth), gate.middleware(server_name, share_gradio)
+    web.serve(page, server_name, server_port, share_gradio, users, in_front)
 
 
 if __name__ == "__main__":

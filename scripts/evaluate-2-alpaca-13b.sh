@@ -21,7 +21,8 @@ for adapter in "${ADAPTERS[@]}"; do
   [ "$PYTHON" = echo ] || mkdir -p -- "$folder"
   for prompts in "$TEST_DATA"/*.json; do
     target="$folder/$(basename -- "$prompts")"
-    # Answers appear whole, by rename: what is newer than its prompts and its adapter needs no second run.
+    # Answers appear whole, by rename: what is newer than its prompts and its adapter needs no second run; what is
+    # older is about something else, and moved away.
     if [ "$PYTHON" != echo ] && [ "$target" -nt "$prompts" ] &&
       [ "$target" -nt "$OUTPUT_DIR/$adapter/adapter_model.safetensors" ]; then continue; fi
     "$PYTHON" generate.py \
@@ -31,7 +32,8 @@ for adapter in "${ADAPTERS[@]}"; do
       --is_ui False \
       --test_input_path "$prompts" \
       --output_path "$target" \
-      --max_new_tokens "${MAX_NEW_TOKENS:-512}"
+      --max_new_tokens "${MAX_NEW_TOKENS:-512}" \
+      --overwrite "$([ -e "$target" ] && printf True || printf False)"
   done
   answers="$answers${answers:+,}$adapter=$folder"
 done

@@ -12,4 +12,5 @@ need_data "$TEST_INPUT" "name your prompts in TEST_INPUT"
   --load_8bit "$LOAD_8BIT" \
   --is_ui False \
   --test_input_path "$TEST_INPUT" \
-  --max_new_tokens "${MAX_NEW_TOKENS:-512}"
+  --max_new_tokens "${MAX_NEW_TOKENS:-512}" \
+  --overwrite "${OVERWRITE:-False}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest  # noqa: E402
 import tiny_models  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from shells import NAMES, PIPELINES, Tree  # noqa: E402
 
 import finetune  # noqa: E402
@@ -99,6 +102,17 @@ def stage(base, family, train, once) -> dict:
         return flags
 
     return once(f"{family}-stage", learned)
+
+
+@pytest.fixture(scope="session")
+def silent(stage, tmp_path_factory) -> Path:
+    """An adapter of the stage's shape on its base that changes nothing."""
+    folder = tmp_path_factory.mktemp("adapters") / "silent"
+    shutil.copytree(stage["output_dir"], folder, ignore=shutil.ignore_patterns("checkpoint-*"))
+    weights = load_file(folder / "adapter_model.safetensors")
+    zero = {name: torch.zeros_like(tensor) if "lora_B" in name else tensor for name, tensor in weights.items()}
+    save_file(zero, folder / "adapter_model.safetensors")
+    return folder
 
 
 @pytest.fixture

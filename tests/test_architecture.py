@@ -39,7 +39,8 @@ TABLE = {
     "preview": ("memory plots rows encode", "datasets numpy tqdm"),
     "memory": ("fast runtime", "datasets numpy psutil torch"),
     "plots": ("", "matplotlib"),
-    "checks": ("hub prompter rows", ""),
+    "checks": ("hub prompter rows values", ""),
+    "values": ("", ""),
     "cli": ("", "fire"),
     "record": ("prompter", ""),
     "batching": ("encode", "torch"),
@@ -58,12 +59,19 @@ TABLE = {
     "vocabulary": ("weights", "sentencepiece"),
     "proof": ("lora weights encode prompter runtime", "torch"),
     "callbacks": ("", "torch transformers"),
-    "generation": ("callbacks prompter encode runtime", "torch transformers"),
-    "batch": ("rows record generation", "tqdm"),
+    "decoding": ("", "torch transformers"),
+    "packing": ("", "torch"),
+    "generation": ("packing callbacks decoding prompter encode runtime", "torch transformers"),
+    "journal": ("", ""),
+    "tuned": ("checks hub prompter record", ""),
+    "answers": ("journal rows tuned weights", ""),
+    "batch": ("answers encode generation prompter rows", "torch tqdm"),
+    "chat": ("generation rows", ""),
     "web": ("", "gradio"),
+    "gate": ("", "starlette"),
     "judging": ("replies rows strict_json", ""),
     "replies": ("", ""),
-    "verdicts": ("judging replies", ""),
+    "verdicts": ("journal judging replies", ""),
     "ask": ("judging record verdicts", "openai tqdm"),
     "stats": ("", ""),
     "scores": ("judging stats verdicts", ""),
@@ -72,7 +80,10 @@ TABLE = {
     "tables": ("judging scores verdicts", ""),
 }
 SHARED = {"errors", "files"}
-LIGHT = ("prompter", "rows", "checks", "record", "judging", "cli", "replies", "verdicts", "scores", "stats", "tables")
+LIGHT = (
+    "prompter", "values", "journal", "tuned", "rows", "checks", "record", "judging", "cli", "replies", "verdicts",
+    "scores", "stats", "tables",
+)  # fmt: skip
 HEAVY = {"torch", "transformers", "peft", "gradio", "datasets", "accelerate", "bitsandbytes"}
 ONLY_IN = {
     "gradio": {"utils.web"},

@@ -1,6 +1,7 @@
 """Values of flags (faults.md, section B): what cannot be is refused with what can."""
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from commands import MAIN, command, ends, refusal
 from conftest import write_rows
 
 import finetune
-from utils import checks
+from utils import checks, values
 
 pytestmark = pytest.mark.usefixtures("nothing_starts")
 
@@ -91,10 +92,15 @@ ANSWERING = [
     ("--lora_weights=plain.txt", "--lora_weights: plain.txt is a file, must be a folder"),
     ("--num_beams=0", "--num_beams: 0 is not above 0"),
     ("--max_new_tokens=0", "--max_new_tokens: 0 is not above 0"),
-    ("--batch_size=-1", "--batch_size: -1 is not above 0"),
+    ("--batch_tokens=-1", "--batch_tokens: -1 is not above 0"),
     ("--top_k=0", "--top_k: 0 is not above 0"),
-    ("--temperature=-0.1", "--temperature: -0.1 is not 0 (greedy) or above"),
-    ("--temperature=nan", "--temperature: nan is not 0 (greedy) or above"),
+    ("--temperature=-0.1", "--temperature: -0.1 is not 0 (greedy) or 0.01 and above"),
+    ("--temperature=nan", "--temperature: nan is not 0 (greedy) or 0.01 and above"),
+    ("--temperature=1e-9", "--temperature: 1e-09 is not 0 (greedy) or 0.01 and above"),
+    ("--temperature=0.7 --num_beams=4", "--temperature: 0.7 draws, --num_beams 4 search: choose one"),
+    ("--stop=[", '--stop: [ is no JSON list of texts such as ["###", "\\n\\n"]'),
+    ('--stop=["a",""]', '--stop: ["a",""] is no JSON list of texts'),
+    ("--lora_weights=adapter,/no/where", "--lora_weights: /no/where does not exist"),
     ("--top_p=0", "--top_p: 0.0 is not in (0, 1]"),
     ("--top_p=1.1", "--top_p: 1.1 is not in (0, 1]"),
     ("--gpu_id=cuda:1", '--gpu_id: "cuda:1" is not a number'),
@@ -102,22 +108,27 @@ ANSWERING = [
     ("--load_8bit --load_4bit", "--load_8bit and --load_4bit are both True"),
 ]
 PAGE = [
-    ("--share_gradio", "--share_gradio: would open the page to everybody without a login"),
+    ("--share_gradio", "--share_gradio: opens the page to everybody who has its address: add --auth USER:PASSWORD"),
+    ("--auth=nobody", "--auth: the value is neither USER:PASSWORD nor a file with a line of it for each user"),
+    ("--auth=:x", "--auth: the value is neither USER:PASSWORD"),
+    ("--auth=rows.json", "--auth: rows.json is neither USER:PASSWORD nor a file"),
+    ("--auth=nobody --server_name=0.0.0.0", "--auth: the value is neither USER:PASSWORD"),
     ("--server_port=-1", "--server_port: -1 is no port (0 to 65535)"),
     ("--server_port=65536", "--server_port: 65536 is no port (0 to 65535)"),
     ("--server_port=http", '--server_port: "http" is not a whole number'),
-    ("--server_name=0.0.0.0", "--server_name: 0.0.0.0 opens the page to the network without a login"),
-    ("--server_name=::", "--server_name: :: opens the page to the network without a login; only 127.0.0.1 is served"),
-    ("--server_name=192.168.1.7", "--server_name: 192.168.1.7 opens the page to the network without a login"),
-    ("--server_name=my.host", "--server_name: my.host opens the page to the network without a login"),
+    ("--server_name=0.0.0.0", "--server_name: 0.0.0.0 opens the page to the network: add --auth"),
+    ("--server_name=::", "--server_name: :: opens the page to the network: add --auth USER:PASSWORD (or a file), or"),
+    ("--server_name=192.168.1.7", "--server_name: 192.168.1.7 opens the page to the network: add --auth"),
+    ("--server_name=my.host", "--server_name: my.host opens the page to the network: add --auth"),
     ("--server_name=localhost.evil.org", "--server_name: localhost.evil.org opens the page to the network"),
     ("--test_input_path=prompts.json", "--test_input_path is for batch answers: add --is_ui False"),
 ]
 BATCH = [
-    ("--test_input_path=", "--test_input_path is missing: the prompts to answer, a .json or .jsonl file"),
+    ("--test_input_path=", "--test_input_path is missing: the prompts to answer, a .json or .jsonl file, or a folder"),
     ("--test_input_path=none.json", "--test_input_path: none.json does not exist"),
-    ("--test_input_path=base", "--test_input_path: base does not exist"),
-    ("--output_path=prompts.json", "--output_path: prompts.json is also --test_input_path"),
+    ("--output_path=prompts.json", "--output_path: prompts.json is also --test_input_path, or would be read as part"),
+    ("--test_input_path=base --output_path=base/test.json", "base/test.json is also --test_input_path, or would be"),
+    ("--lora_weights=adapter,lora", "--lora_weights: adapter,lora: one adapter answers a file; several are for the"),
     ("--output_path=adapter", "--output_path: adapter is a folder, must be a file such as test.json"),
 ]
 MERGING = [
@@ -159,6 +170,23 @@ def test_a_text_in_the_place_of_a_path_does_not_exist(monkeypatch, capsys):
 def test_a_value_of_two_lines_is_told_in_one(monkeypatch, capsys):
     message = refusal("finetune.py", command("finetune.py", "--data_path=a\nb.json"), monkeypatch, capsys)
     assert message == r"--data_path: a\nb.json does not exist"
+
+
+def test_users_come_from_the_flag_or_from_a_file_and_stop_texts_from_a_text_or_a_list():
+    Path("users").write_text("li:密码:1\n\n wang:2 \n", encoding="utf-8")
+    assert values.users("users") == [("li", "密码:1"), ("wang", "2")]
+    assert values.users("li:a:b") == [("li", "a:b")] and values.users("") == []
+    assert values.stop_texts("### 指令") == ("### 指令",) and values.stop_texts("") == ()
+    assert values.stop_texts('["\\n\\n", "###"]') == ("\n\n", "###")
+
+
+def test_a_port_that_is_taken_is_an_environment_fault(monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        argv = command("generate.py", f"--server_port={port}")
+        code, out, line = ends(MAIN["generate.py"], argv, monkeypatch, capsys, "generate.py")
+    assert (code, out) == (5, "")
+    assert line == f"generate.py: error: --server_port: {port} of 127.0.0.1 cannot be had: Address already in use\n"
 
 
 @pytest.mark.parametrize("package, flag", [("wandb", "--wandb_project=p"), ("tensorboard", "--tensorboard")])
@@ -217,6 +245,7 @@ def test_an_unknown_target_module_lists_the_known(targets, unknown, base, monkey
         ("finetune.py", "--data_path=counted.json", 4, "base: no model here"),
         ("finetune.py", "--base_model={base} --resume_from_checkpoint=adapter", 4, "adapter: no adapter here"),
         ("batch", "", 3, "prompts.json: no prompts"),
+        ("batch", "--test_input_path=lora", 3, "lora: no prompts here"),
         ("merge_lora.py", "", 4, "(base: no model|adapter: no adapter) here"),
         ("merge_lora.py", "--base_model={base}", 4, "adapter: no adapter here"),
     ],

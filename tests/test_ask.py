@@ -18,7 +18,7 @@ import pytest
 from judges import KEY, serving, write_case
 
 import judge
-from utils import ask, judging, verdicts
+from utils import ask, journal, judging, verdicts
 from utils.errors import DataFault, EnvironmentFault, Fault
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def test_every_call_is_asked_once_and_a_rerun_asks_nothing(tmp_path, capsys):
         assert outcome(flags, server) is None
         assert len(server.asked) == len(set(server.asked)) == 12
         assert once(flags) and len(lines(flags)) == 12
-        assert "12 of 12 verdicts" in capsys.readouterr().out
+        assert "12 of 12 verdicts, 1,440 tokens" in capsys.readouterr().out
         assert outcome(flags, server) is None
         assert len(server.asked) == 12
     assert "12 of 12 verdicts, 1,440 tokens" in capsys.readouterr().out  # what was spent before counts too
@@ -376,7 +376,7 @@ def test_two_runs_on_one_folder_do_not_mix(tmp_path):
 
 def test_a_full_disk_ends_the_run_and_what_was_written_stays(tmp_path, monkeypatch):
     flags = write_case(tmp_path)
-    real, count = verdicts.os.fsync, []
+    real, count = journal.os.fsync, []
 
     def full(handle):
         count.append(handle)
@@ -386,10 +386,10 @@ def test_a_full_disk_ends_the_run_and_what_was_written_stays(tmp_path, monkeypat
 
     with serving() as server:
         judging.pin(flags["output_dir"], *pinned(flags))
-        monkeypatch.setattr(verdicts.os, "fsync", full)
+        monkeypatch.setattr(journal.os, "fsync", full)
         with pytest.raises(EnvironmentFault, match=r"the disk of .*verdicts.jsonl is full"):
             judge.ask(**flags, base_url=server.url)
-        monkeypatch.setattr(verdicts.os, "fsync", real)
+        monkeypatch.setattr(journal.os, "fsync", real)
         assert 4 <= len(lines(flags)) < 12
         assert outcome(flags, server) is None
     assert once(flags)

@@ -28,7 +28,8 @@ def answers(prompts: list, folder: Path, **flags) -> list[dict]:
     path = write_rows(folder / "prompts.json", prompts)
     target = folder / "test.json"
     family = json.loads((Path(flags["base_model"]) / "config.json").read_text(encoding="utf-8"))["model_type"]
-    ANSWER[family](is_ui=False, test_input_path=path, output_path=str(target), max_new_tokens=40, **flags)
+    fixed = {"is_ui": False, "output_path": str(target), "max_new_tokens": 40, "overwrite": True}
+    ANSWER[family](test_input_path=path, **fixed, **flags)
     return json.loads(target.read_text(encoding="utf-8"))
 
 

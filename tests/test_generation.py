@@ -1,7 +1,6 @@
 """Answers: batches, streams, sampling; what reaches a reader and what does not."""
 
-import json
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,9 @@ from conftest import write_rows
 from tiny_models import ROWS
 
 import generate
-from utils import adapters, generation, models
+from utils import adapters, decoding, generation, models
 from utils.callbacks import Iteratorize
-from utils.errors import DataFault
+from utils.errors import ArgumentFault, DataFault
 from utils.generation import Assistant, Sampling
 from utils.prompter import Prompter
 
@@ -35,17 +34,16 @@ def test_a_stream_grows_to_the_batch_answer(assistant):
 
 def test_settings_reach_the_model_by_name(assistant, monkeypatch):
     seen = {}
-    monkeypatch.setattr(generation, "stream", lambda model, tokenizer, prompt, sampling: seen.update(vars(sampling)))
-    settings = {"temperature": 0.5, "top_p": 0.6, "top_k": 7, "num_beams": 1, "max_new_tokens": 9}
-    assistant.respond("a", "", **settings)
+
+    def decoder(model, prompts, sampling, pad, guess):
+        seen.update(vars(sampling))
+        raise StopIteration
+
+    monkeypatch.setattr(generation, "Decoder", decoder)
+    settings = {"temperature": 0.5, "top_p": 0.6, "top_k": 7, "num_beams": 1, "max_new_tokens": 9, "seed": 3}
+    with pytest.raises(RuntimeError):
+        next(assistant.respond("a", "", **settings))
     assert {name: seen[name] for name in settings} == settings
-
-
-def test_temperature_above_zero_samples_and_zero_does_not(assistant):
-    greedy = generation.generation_config(assistant.tokenizer, Sampling(temperature=0))
-    assert greedy.do_sample is False
-    sampled = generation.generation_config(assistant.tokenizer, Sampling(temperature=0.7, top_p=0.9, top_k=5))
-    assert (sampled.do_sample, sampled.temperature, sampled.top_p, sampled.top_k) == (True, 0.7, 0.9, 5)
 
 
 def test_sampling_follows_the_seed(assistant):
@@ -59,8 +57,76 @@ def test_sampling_follows_the_seed(assistant):
     assert len({text(seed) for seed in range(5)}) > 1
 
 
-def test_beams_answer_too_and_stream_once(assistant):
-    assert list(assistant.respond("一加一等于几？", "", num_beams=3)) == ["2"]
+def test_beams_answer_too_and_show_it_once(assistant):
+    texts = list(assistant.respond("一加一等于几？", "", num_beams=3))
+    assert texts[-1] == "2" and set(texts[:-1]) == {""}
+    with pytest.raises(ArgumentFault, match="choose one"):
+        assistant.respond("一加一等于几？", "", num_beams=3, temperature=1.0)
+
+
+def test_who_leaves_a_beam_search_ends_it_and_frees_the_model(assistant):
+    words = assistant.respond("一加一等于几？", "", num_beams=3, max_new_tokens=400)
+    next(words)
+    words.close()
+    assert list(assistant.respond("一加一等于几？", ""))[-1] == "2"
+
+
+def test_who_stops_reading_stops_the_model(assistant, monkeypatch):
+    steps = []
+    step = decoding.Decoder.step
+    monkeypatch.setattr(decoding.Decoder, "step", lambda self: steps.append(1) or step(self))
+    words = assistant.respond("我睡不着怎么办？", "")
+    next(words), next(words)
+    words.close()
+    assert len(steps) == 2
+    assert list(assistant.respond("一加一等于几？", ""))[-1] == "2"
+
+
+def test_two_answers_that_grow_in_turn_are_those_that_grow_alone(assistant):
+    asked = [ROWS[4]["instruction"], ROWS[6]["instruction"]]
+    both = [assistant.respond(text, "") for text in asked]
+    last = ["", ""]
+    for texts in zip_longest(*both):
+        last = [text if text is not None else before for text, before in zip(texts, last)]
+    assert last == [ROWS[4]["output"], ROWS[6]["output"]]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_stop_texts_end_an_answer_and_are_not_part_of_it(beams, assistant):
+    prompt = assistant.prompt_ids({"instruction": "我睡不着怎么办？"})
+
+    def answer(*stop: str) -> dict:
+        sampling = Sampling(max_new_tokens=60, stop=stop, num_beams=beams)
+        return generation.answer_batch(assistant.model, assistant.tokenizer, [prompt], sampling)[0]
+
+    whole = answer()
+    assert whole["finish_reason"] == "stop" and len(whole["output"]) > 2
+    for end in range(len(whole["output"])):
+        found = answer("不会出现", whole["output"][end:], whole["output"][end : end + 2])
+        assert found["output"] == whole["output"][:end] and found["finish_reason"] == "stop"
+        assert found["tokens"] <= whole["tokens"]
+    assert answer("不会出现")["output"] == whole["output"]
+
+
+def test_what_may_become_a_stop_text_waits(assistant):
+    stop = ("放下电脑", "慢慢呼吸")
+    texts = list(assistant.respond("我睡不着怎么办？", "", stop=stop))
+    assert texts[-1] == "\n先放下手机，\n"
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
+    assert not any(text.endswith(("放", "放下", "慢", "慢慢")) for text in texts)
+
+
+def test_an_answer_ends_where_the_context_does(assistant):
+    prompt = assistant.prompt_ids({"instruction": "我睡不着怎么办？"})
+    sampling = Sampling(max_new_tokens=60)
+    (whole,) = generation.answer_batch(assistant.model, assistant.tokenizer, [prompt], sampling)
+    cut, short = generation.answer_batch(
+        assistant.model, assistant.tokenizer, [prompt, prompt[:3]], sampling, len(prompt) + 4
+    )
+    assert (cut["finish_reason"], cut["tokens"]) == ("length", 4)
+    assert whole["output"].startswith(cut["output"]) and "\ufffd" not in cut["output"]
+    assert short["tokens"] > 4 or short["finish_reason"] == "stop"
+    assert whole["seconds"] >= 0
 
 
 def test_an_answer_cut_by_max_new_tokens_says_so(assistant):
@@ -79,22 +145,10 @@ def test_history_is_shown_and_the_reference_never(assistant):
 def test_a_prompt_longer_than_the_context_is_named(assistant, stage, tmp_path):
     path = write_rows(tmp_path / "p.json", ["短", "长" * 600])
     flags = {"base_model": stage["base_model"], "lora_weights": stage["output_dir"]}
-    with pytest.raises(DataFault, match=r"prompt 2 \(\d+ tokens\)"):
+    with pytest.raises(DataFault, match=r"p.json: longer .* 512 tokens: prompt 2 \(\d+ tokens\)"):
         generate.main(is_ui=False, test_input_path=path, output_path=str(tmp_path / "t.json"), **flags)
     with pytest.raises(DataFault, match="the model's context 512"):
         assistant.respond("长" * 600, "")
-
-
-def test_test_json_lies_in_the_adapters_folder_as_utf8_in_order(stage, tmp_path):
-    prompts = [*(row["instruction"] for row in ROWS[::-1]), {"instruction": "问", "reference": "r", "input": ""}]
-    path = write_rows(tmp_path / "p.json", prompts)
-    flags = {"base_model": stage["base_model"], "lora_weights": stage["output_dir"], "batch_size": 2}
-    generate.main(is_ui=False, test_input_path=path, max_new_tokens=5, **flags)
-    raw = (Path(stage["output_dir"]) / "test.json").read_text(encoding="utf-8")
-    assert "中国的首都" in raw and "\\u" not in raw
-    rows = json.loads(raw)
-    assert [row["instruction"] for row in rows] == [row["instruction"] for row in ROWS[::-1]] + ["问"]
-    assert rows[-1]["reference"] == "r" and rows[-1].keys() >= {"output", "finish_reason", "tokens"}
 
 
 def test_an_error_in_the_generating_thread_reaches_the_reader():

@@ -37,7 +37,10 @@ HELP = {
     "generate": set(),
 }
 # What the body of a script decides; whatever else depends on something is decided in utils/, for both.
-DECISIONS = {"finetune": {"start.complete", "dry_run"}}
+DECISIONS = {
+    "finetune": {"start.complete", "dry_run"},
+    "generate": {"is_ui", "target", "target and target.is_complete"},
+}
 each = pytest.mark.parametrize("script", TWINS)
 
 

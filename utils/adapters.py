@@ -7,6 +7,7 @@ import inspect
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -51,12 +52,12 @@ def describe_parent(path: str, output_dir: str) -> dict | None:
     }
 
 
-def check_weights(weights: Weights, model: PeftModel, source: Path) -> None:
-    """Hold an adapter against the LoRA layers it is for (which may be on the meta device).
+def check_weights(weights: Weights, model: PeftModel, source: Path, name: str = "default") -> None:
+    """Hold an adapter against the LoRA layers it is for (which may be on the meta device); name: theirs in the model.
 
     Raises ModelFault naming the first missing, unexpected, misshapen or non-finite tensor.
     """
-    expected = get_peft_model_state_dict(model)
+    expected = get_peft_model_state_dict(model, adapter_name=name)
     refuse_merged_linear(source, {}, weights)
     if missing := sorted(expected.keys() - weights.keys()):
         raise ModelFault(f"{source}: {len(missing)} tensors are missing, the first is {missing[0]}")
@@ -146,22 +147,38 @@ def load_parent(parent: dict | None, model: PeftModel) -> None:
         set_peft_model_state_dict(model, read_weights(adapter_file(Path(parent["path"]))))
 
 
-def apply_adapter(model, folder: Path | None):
-    """The model with the adapter of `folder` on it, for answers; the model as it is for None.
+def apply_adapter(model, folder: Path | None, name: str = "default"):
+    """The model with the adapter of `folder` on it under `name`, for answers; the model as it is for None.
 
     On a model on the meta device only the fit is checked. Raises ModelFault for an adapter that does not fit.
     """
     if folder is None:
         return model
     source = adapter_file(folder)
+    config = _lora_config({**read_config(folder), "inference_mode": True})
     try:
-        model = get_peft_model(model, _lora_config({**read_config(folder), "inference_mode": True}))
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+        else:
+            model = get_peft_model(model, config, adapter_name=name)
     except ValueError as error:
         raise ModelFault(f"{folder}: the adapter does not fit this base model: {str(error).splitlines()[0]}") from None
     weights = read_weights(source)
-    check_weights(weights, model, source)
+    check_weights(weights, model, source, name)
     if model.device.type != "meta":
-        set_peft_model_state_dict(model, weights)
+        set_peft_model_state_dict(model, weights, adapter_name=name)
+    return model
+
+
+def apply_adapters(model, folders: Mapping[str, Path]):
+    """The model with several adapters on it to switch between, each under its name (see apply_adapter).
+
+    A single one becomes part of the weights, which is faster; a quantised base keeps it beside them.
+    """
+    for name, folder in folders.items():
+        model = apply_adapter(model, folder, name)
+    if len(folders) == 1 and not getattr(model.get_base_model(), "is_quantized", False) and model.device.type != "meta":
+        return model.merge_and_unload()
     return model
 
 

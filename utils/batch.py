@@ -1,63 +1,89 @@
-"""A file of prompts into test.json: sorted by length, answered in batches, written in the file's order."""
+"""A file of prompts into test.json: sorted by length, answered in batches, the journal kept batch by batch.
 
-from pathlib import Path
+The batches are cut from all prompts, answered or not: a run that goes on answers the same ones, and so ends with the
+answers of a run that nobody disturbed, in bfloat16 too.
+"""
 
+from collections.abc import Sequence
+
+import torch
 from tqdm import tqdm
 
+from utils.answers import Answers, Target
+from utils.encode import prompt_ids
 from utils.errors import DataFault, EnvironmentFault
-from utils.files import write_json
 from utils.generation import Assistant
+from utils.prompter import Prompter
 from utils.rows import Row
 
 
-def output_file(output_path: str, lora_weights: str, base_model: str) -> Path:
-    """Where the answers go: output_path, else test.json in the adapter's folder, else (a Hub adapter, or none) in
-    ./answers-<name>. Its folder is made. Raises EnvironmentFault where nothing can be written."""
-    if output_path:
-        path = Path(output_path)
-    elif lora_weights and Path(lora_weights).is_dir():
-        path = Path(lora_weights) / "test.json"
-    else:
-        name = (lora_weights or base_model).rstrip("/").replace("/", "--")
-        path = Path(f"answers-{Path(name).name}") / "test.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (path.parent / f".{path.name}.probe").touch()
-        (path.parent / f".{path.name}.probe").unlink()
-    except OSError as error:
-        raise EnvironmentFault(f"{path.parent} is not writable: {error.strerror}") from None
-    return path
+def encode_all(tokenizer, prompter: Prompter, prompts: Sequence[Row], context: int, source: str) -> list[list[int]]:
+    """The prompts of `source` as ids. Raises DataFault naming those that fill the context (tokens), with counts."""
+    encoded = [prompt_ids(tokenizer, prompter, row) for row in prompts]
+    long = [f"prompt {number} ({len(ids)} tokens)" for number, ids in enumerate(encoded, 1) if len(ids) >= context]
+    if long:
+        named = ", ".join(long[:20]) + (f" and {len(long) - 20} more" if len(long) > 20 else "")
+        raise DataFault(f"{source}: longer than the model's context of {context} tokens: {named}")
+    return encoded
 
 
-def answer_all(rows: list[Row], assistant: Assistant, batch_size: int, source: str) -> list[Row]:
-    """Each row with its "output", "finish_reason" and "tokens", in the rows' order.
+def answer_all(target: Target, prompts: Sequence[list[int]], assistant: Assistant, batch_tokens: int) -> None:
+    """Answer what `target` lacks of the prompts (id lists), at most batch_tokens tokens at once.
 
-    The longest prompts go first, so that a memory that is too small shows at once. Raises DataFault naming the prompts
-    of `source` that leave no room for an answer.
+    Raises EnvironmentFault where the memory is too small for one prompt.
     """
-    prompts = [assistant.prompt_ids(row) for row in rows]
-    _check_lengths(prompts, source, assistant.context)
-    order = sorted(range(len(rows)), key=lambda index: -len(prompts[index]))
-    done: dict[int, dict] = {}
+    sampling = assistant.sampling
+    batches = plan(prompts, sampling.max_new_tokens, batch_tokens // sampling.num_beams)
+    batches = [[index for index in batch if index not in target.done] for batch in batches]
     tokens = 0
-    with tqdm(total=len(rows), desc="answering", unit="prompt", disable=None) as bar:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            for index, answer in zip(batch, assistant.answers([prompts[index] for index in batch]), strict=True):
-                done[index] = answer
-                tokens += answer["tokens"]
+    with tqdm(total=len(prompts), initial=len(target.done), desc="answering", unit="prompt", disable=None) as bar:
+        waiting = [batch for batch in batches if batch]
+        while waiting:
+            batch = waiting.pop(0)
+            answers = _try(assistant, prompts, batch)
+            if answers is None:
+                half = (len(batch) + 1) // 2
+                bar.write(f"out of memory with {len(batch)} prompts at once: at most {half} from here on")
+                waiting = [batch[at : at + half] for batch in [batch, *waiting] for at in range(0, len(batch), half)]
+                continue
+            target.add(answers)
+            tokens += sum(answer["tokens"] for answer in answers.values())
             bar.update(len(batch))
             bar.set_postfix(tokens_per_s=f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f}")
-    return [{**row, **done[index]} for index, row in enumerate(rows)]
 
 
-def _check_lengths(prompts: list[list[int]], source: str, context: int) -> None:
-    long = [f"prompt {number} ({len(ids)} tokens)" for number, ids in enumerate(prompts, 1) if len(ids) >= context]
-    if long:
-        raise DataFault(f"{source}: longer than the model's context of {context} tokens: {', '.join(long[:5])}")
+def plan(prompts: Sequence[list[int]], most: int, batch_tokens: int) -> list[list[int]]:
+    """Indices of the prompts in batches, the longest first, so that a memory that is too small shows at once.
+
+    A batch's tokens are its rows, all as long as its longest prompt, and `most` new ones for each.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(prompts)), key=lambda index: -len(prompts[index])):
+        rows = batches[-1] if batches else []
+        if rows and (len(rows) + 1) * (len(prompts[rows[0]]) + most) <= batch_tokens:
+            rows.append(index)
+        else:
+            batches.append([index])
+    return batches
 
 
-def write(path: Path, rows: list[Row]) -> None:
-    """Write test.json whole, by rename, characters as they are."""
-    write_json(path, rows)
-    print(f"{len(rows)} answers in {path}")
+def _try(assistant: Assistant, prompts: Sequence[list[int]], batch: list[int]) -> Answers | None:
+    """The answers of a batch; None where the memory is too small for so many."""
+    try:
+        return dict(zip(batch, assistant.answers([prompts[index] for index in batch]), strict=True))
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(batch) == 1:
+            advice = "reduce --max_new_tokens, or hold the base in fewer bits (--load_8bit True)"
+            raise EnvironmentFault(
+                f"out of memory with one prompt of {len(prompts[batch[0]])} tokens: {advice}"
+            ) from None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine has no more memory: a GPU says so by a class, the CPU by a sentence."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

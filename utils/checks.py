@@ -4,7 +4,7 @@ import importlib.util
 import itertools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,10 +12,13 @@ from utils.errors import ArgumentFault, EnvironmentFault
 from utils.hub import is_hub_name
 from utils.prompter import template_problem
 from utils.rows import data_names
+from utils.values import check_port, stop_texts, users
 
 JUDGE_MODES = ("robust", "faithful")
 MOST_SYSTEMS = 10  # the prompts count them in words
 MOST_RATERS = 20
+LEAST_TEMPERATURE = 0.01  # below, the logits overflow
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -51,23 +54,22 @@ def training(flags: Mapping[str, object], given: frozenset[str]) -> None:
 
 
 def answering(flags: Mapping[str, object]) -> None:
-    """Check the flags of generate.py. Raises ArgumentFault listing every problem."""
+    """Check the flags of generate.py. Raises ArgumentFault listing every problem, EnvironmentFault for a taken port."""
     problems = [
         *_base(flags["base_model"]),
-        *_positive(flags, "num_beams", "max_new_tokens", "batch_size", "top_k"),
+        *_positive(flags, "num_beams", "max_new_tokens", "batch_tokens", "top_k"),
         *_precision(flags),
         *_seed(flags["seed"]),
         *(_template("prompt_template", flags["prompt_template"]) if flags["prompt_template"] else []),
-        *(_model("lora_weights", flags["lora_weights"]) if flags["lora_weights"] else []),
+        *(problem for name in adapter_names(flags["lora_weights"]) for problem in _model("lora_weights", name)),
+        *_sampling(flags),
     ]
-    if not (math.isfinite(flags["temperature"]) and flags["temperature"] >= 0):
-        problems.append(f"--temperature: {flags['temperature']} is not 0 (greedy) or above")
-    if not 0 < flags["top_p"] <= 1:
-        problems.append(f"--top_p: {flags['top_p']} is not in (0, 1]")
     if flags["gpu_id"] and not flags["gpu_id"].isdigit():
         problems.append(f'--gpu_id: "{flags["gpu_id"]}" is not a number')
     problems += _page(flags) if flags["is_ui"] else _batch(flags)
     _refuse(problems)
+    if flags["is_ui"] and flags["server_port"]:
+        check_port(flags["server_name"], flags["server_port"])
 
 
 def merging(flags: Mapping[str, object]) -> None:
@@ -252,19 +254,37 @@ def _moved_with(output: Path, flags: Mapping[str, object], *inputs: str) -> list
     return [f"--overwrite: would move {', '.join(inside)} away with --output_dir"] if inside else []
 
 
-def _page(flags: Mapping[str, object]) -> list[str]:
+def _sampling(flags: Mapping[str, object]) -> list[str]:
     problems = []
+    temperature = flags["temperature"]
+    if not (math.isfinite(temperature) and (temperature == 0 or temperature >= LEAST_TEMPERATURE)):
+        problems.append(f"--temperature: {temperature} is not 0 (greedy) or {LEAST_TEMPERATURE} and above")
+    elif temperature and flags["num_beams"] > 1:
+        problems.append(f"--temperature: {temperature} draws, --num_beams {flags['num_beams']} search: choose one")
+    if not 0 < flags["top_p"] <= 1:
+        problems.append(f"--top_p: {flags['top_p']} is not in (0, 1]")
+    return problems + _said(stop_texts, flags["stop"])
+
+
+def _said(read: Callable[[str], object], text: str) -> list[str]:
+    try:
+        read(text)
+    except ArgumentFault as fault:
+        return [str(fault)]
+    return []
+
+
+def _page(flags: Mapping[str, object]) -> list[str]:
+    problems = _said(users, flags["auth"])
     if not 0 <= flags["server_port"] <= 65535:
         problems.append(f"--server_port: {flags['server_port']} is no port (0 to 65535)")
-    if flags["server_name"] not in ("127.0.0.1", "localhost", "::1"):
+    if flags["server_name"] not in LOOPBACK and not flags["auth"]:
         problems.append(
-            f"--server_name: {flags['server_name']} opens the page to the network without a login; "
-            "only 127.0.0.1 is served (forward the port with ssh -L)"
+            f"--server_name: {flags['server_name']} opens the page to the network: add --auth USER:PASSWORD (or a "
+            "file), or serve 127.0.0.1 and forward the port with ssh -L"
         )
-    if flags["share_gradio"]:
-        problems.append(
-            "--share_gradio: would open the page to everybody without a login (forward the port with ssh -L)"
-        )
+    if flags["share_gradio"] and not flags["auth"]:
+        problems.append("--share_gradio: opens the page to everybody who has its address: add --auth USER:PASSWORD")
     if flags["test_input_path"]:
         problems.append("--test_input_path is for batch answers: add --is_ui False")
     return problems
@@ -273,13 +293,17 @@ def _page(flags: Mapping[str, object]) -> list[str]:
 def _batch(flags: Mapping[str, object]) -> list[str]:
     path = flags["test_input_path"]
     if not path:
-        return ["--test_input_path is missing: the prompts to answer, a .json or .jsonl file"]
-    problems = [] if os.path.isfile(path) else [f"--test_input_path: {path} does not exist"]
+        return ["--test_input_path is missing: the prompts to answer, a .json or .jsonl file, or a folder of them"]
+    problems = [] if os.path.exists(path) else [f"--test_input_path: {path} does not exist"]
     output = flags["output_path"]
+    if len(adapter_names(flags["lora_weights"])) > 1:
+        problems.append(
+            f"--lora_weights: {flags['lora_weights']}: one adapter answers a file; several are for the page"
+        )
     if output and os.path.isdir(output):
         problems.append(f"--output_path: {output} is a folder, must be a file such as test.json")
-    if output and Path(output).resolve() == Path(path).resolve():
-        problems.append(f"--output_path: {output} is also --test_input_path")
+    if output and Path(path).resolve() in (Path(output).resolve(), Path(output).resolve().parent):
+        problems.append(f"--output_path: {output} is also --test_input_path, or would be read as part of it")
     return problems
 
 

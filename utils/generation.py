@@ -1,125 +1,215 @@
-"""Answers from a model: a left-padded batch, or one answer streamed as it grows.
+"""Answers from a model: a batch, or one answer streamed as it grows.
 
 Only new tokens are decoded: the answer is never searched for in the whole text.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from transformers import GenerationConfig
 
-from utils import encode
+from utils import encode, packing
 from utils.callbacks import Iteratorize, Stream
-from utils.errors import DataFault
+from utils.decoding import Decoder, Sampling
+from utils.errors import ArgumentFault, DataFault
 from utils.prompter import Prompter
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. temperature 0 is greedy (or beam search); above 0 it samples with top_p and top_k."""
-
-    num_beams: int = 1
-    temperature: float = 0.0
-    top_p: float = 0.75
-    top_k: int = 40
-    max_new_tokens: int = 512
-    seed: int = 42
+HALF = "\ufffd"  # what the bytes of a character that is not whole yet decode to
 
 
-def generation_config(tokenizer, sampling: Sampling) -> GenerationConfig:
-    """transformers' form of it: ends at EOS; sampling flags are set only where sampling is on."""
-    chosen = {"do_sample": False}
-    if sampling.temperature > 0:
-        chosen = {"do_sample": True} | {key: asdict(sampling)[key] for key in ("temperature", "top_p", "top_k")}
-    return GenerationConfig(
-        **chosen,
+class Answer:
+    """One answer while it grows, from the tokens of it that are there.
+
+    finish_reason: "" while it grows, then "stop" (end of sequence, or a stop text) or "length" (max_new_tokens, or the
+    model's context).
+    """
+
+    def __init__(self, tokenizer, stop: tuple[str, ...], most: int):
+        self._tokenizer, self._stop, self._most = tokenizer, stop, most
+        self.ids: list[int] = []
+        self.tokens = 0
+        self.finish_reason = ""
+
+    def add(self, token: int) -> None:
+        """Take one more token, the end of sequence included."""
+        self.tokens += 1
+        if token == self._tokenizer.eos_token_id:
+            self.finish_reason = "stop"
+            return
+        self.ids.append(token)
+        if self._stop and any(stop in self._decoded() for stop in self._stop):
+            self.finish_reason = "stop"
+        elif self.tokens == self._most:
+            self.finish_reason = "length"
+
+    @property
+    def text(self) -> str:
+        """What can be shown: no half character; no stop text, nor what may become one."""
+        text = self._decoded()
+        if starts := [text.index(stop) for stop in self._stop if stop in text]:
+            return text[: min(starts)]
+        if self.finish_reason == "stop":
+            return text
+        text = text.rstrip(HALF)
+        return text if self.finish_reason else text[: len(text) - _beginning(text, self._stop)]
+
+    def _decoded(self) -> str:
+        return self._tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _beginning(text: str, stops: tuple[str, ...]) -> int:
+    """Characters at the end of text that a stop text may begin with."""
+    lengths = (n for stop in stops for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
+    return max(lengths, default=0)
+
+
+def answer_batch(model, tokenizer, prompts: list[list[int]], sampling: Sampling, context: int = 1 << 30) -> list[dict]:
+    """Answer prompts (id lists) together. Each answer: {"output", "finish_reason", "tokens", "seconds"}.
+
+    Seconds are counted from the start of the batch. An answer is cut where the context (tokens, prompt included) ends.
+    """
+    if sampling.num_beams > 1:
+        return _search(model, tokenizer, prompts, sampling, context)
+    begin = time.monotonic()
+    decoder = Decoder(model, prompts, sampling, tokenizer.pad_token_id)
+    limits = [min(sampling.max_new_tokens, context - len(prompt)) for prompt in prompts]
+    answers = [Answer(tokenizer, sampling.stop, limit) for limit in limits]
+    seconds = {}
+    while decoder.rows:
+        for row, token in zip(decoder.rows, decoder.step()):
+            answers[row].add(token)
+            if answers[row].finish_reason:
+                seconds[row] = time.monotonic() - begin
+        decoder.keep([row for row in decoder.rows if row not in seconds])
+    return [_result(answer, seconds[row]) for row, answer in enumerate(answers)]
+
+
+def _result(answer: Answer, seconds: float) -> dict:
+    return {
+        "output": answer.text,
+        "finish_reason": answer.finish_reason,
+        "tokens": answer.tokens,
+        "seconds": round(seconds, 3),
+    }
+
+
+@torch.inference_mode()
+def _search(
+    model, tokenizer, prompts: list[list[int]], sampling: Sampling, context: int, criteria: Sequence = ()
+) -> list[dict]:
+    """Beam search, by transformers. It knows an answer only at the end: stop texts cut what it has found."""
+    begin = time.monotonic()
+    longest = max(map(len, prompts))
+    most = min(sampling.max_new_tokens, context - longest)
+    ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    config = GenerationConfig(
+        do_sample=False,
         num_beams=sampling.num_beams,
-        max_new_tokens=sampling.max_new_tokens,
+        max_new_tokens=most,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-
-
-@torch.inference_mode()
-def answer_batch(model, tokenizer, prompts: list[list[int]], sampling: Sampling) -> list[dict]:
-    """Answer prompts (id lists) together. Each answer: {"output", "finish_reason": "stop" | "length", "tokens"}.
-
-    Prompts are padded on the left to (prompts, longest).
-    """
-    torch.manual_seed(sampling.seed)
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     sequences = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        generation_config=generation_config(tokenizer, sampling),
+        generation_config=config,
+        stopping_criteria=list(criteria),
     )
-    return [_answer(tokenizer, sequence[longest:].tolist()) for sequence in sequences]
-
-
-def _answer(tokenizer, new: list[int]) -> dict:
-    stopped = tokenizer.eos_token_id in new
-    kept = new[: new.index(tokenizer.eos_token_id)] if stopped else new
-    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    if stopped:
-        return {"output": text, "finish_reason": "stop", "tokens": len(kept) + 1}
-    return {"output": text.rstrip("\ufffd"), "finish_reason": "length", "tokens": len(kept)}  # half a character, cut
-
-
-def stream(model, tokenizer, prompt: list[int], sampling: Sampling) -> Iterator[str]:
-    """The answer's text so far, again and again while it grows; with beams once, at the end.
-
-    Characters whose bytes are not all there yet wait. Closing the iterator stops the model at its next token.
-    """
-    if sampling.num_beams > 1:
-        yield answer_batch(model, tokenizer, [prompt], sampling)[0]["output"]
-        return
-    ids = torch.tensor([prompt], device=model.device)
-
-    @torch.inference_mode()
-    def generate(callback) -> None:
-        torch.manual_seed(sampling.seed)
-        model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=generation_config(tokenizer, sampling),
-            stopping_criteria=[Stream(callback)],
-        )
-
-    with Iteratorize(generate) as states:
-        for state in states:
-            yield _answer(tokenizer, state[len(prompt) :].tolist())["output"]
+    answers = []
+    for sequence in sequences[:, longest:].tolist():
+        answer = Answer(tokenizer, sampling.stop, most)
+        while sequence and not answer.finish_reason:
+            answer.add(sequence.pop(0))
+        answer.finish_reason = answer.finish_reason or "stop"
+        answers.append(answer)
+    return [_result(answer, time.monotonic() - begin) for answer in answers]
 
 
 class Assistant:
     """A loaded model with its tokenizer, template and default sampling: what the page and the batch talk to.
 
-    context: tokens the model was built for (2048 where its configuration does not say).
+    context: tokens the model was built for (2048 where its configuration does not say). adapter: which of several on
+    the model; lock: who shares the model shares it, and holds it for a token at a time.
     """
 
-    def __init__(self, model, tokenizer, prompter: Prompter, sampling: Sampling):
+    def __init__(self, model, tokenizer, prompter: Prompter, sampling: Sampling, adapter: str = "", lock=None):
         self.model, self.tokenizer, self.prompter, self.sampling = model.eval(), tokenizer, prompter, sampling
-        self.context = getattr(model.config, "max_position_embeddings", None) or 2048
+        self.context = context_of(model.config)
+        self._adapter, self._lock = adapter, lock or threading.Lock()
 
     def prompt_ids(self, row: dict) -> list[int]:
         """The row's prompt (instruction, input, history) as ids, laid out as in training."""
         return encode.prompt_ids(self.tokenizer, self.prompter, row)
 
     def answers(self, prompts: list[list[int]]) -> list[dict]:
-        """See answer_batch; answers are cut where the context ends."""
-        room = min(self.sampling.max_new_tokens, self.context - max(map(len, prompts)))
-        return answer_batch(self.model, self.tokenizer, prompts, replace(self.sampling, max_new_tokens=room))
+        """See answer_batch."""
+        with self._lock:
+            self._activate()
+            return answer_batch(self.model, self.tokenizer, prompts, self.sampling, self.context)
 
-    def respond(self, instruction: str, input: str, **settings) -> Iterator[str]:
-        """Stream the answer; settings: any of Sampling's fields, in place of the defaults."""
-        prompt = self.prompt_ids({"instruction": instruction, "input": input})
+    def respond(self, instruction: str, input: str = "", history=(), **settings) -> Iterator[str]:
+        """Stream the answer: its text so far after every token; with beams "" until the search has ended. One answer
+        runs only while its next text is asked for.
+
+        history: [user, assistant] pairs; settings: any of Sampling's fields, in place of the defaults. Raises DataFault
+        for a prompt that leaves no room, ArgumentFault for beams that would draw.
+        """
+        prompt = self.prompt_ids({"instruction": instruction, "input": input, "history": list(history)})
         sampling = replace(self.sampling, **settings)
-        room = self.context - len(prompt)
-        if room < 1:
+        if len(prompt) >= self.context:
             raise DataFault(f"the prompt has {len(prompt)} tokens, the model's context {self.context}")
-        return stream(
-            self.model, self.tokenizer, prompt, replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-        )
+        if sampling.num_beams > 1 and sampling.temperature > 0:
+            raise ArgumentFault("beams search, a temperature above 0 draws: choose one")
+        return self._stream(prompt, sampling)
+
+    def _stream(self, prompt: list[int], sampling: Sampling) -> Iterator[str]:
+        if sampling.num_beams > 1:
+            yield from self._search(prompt, sampling)
+            return
+        decoder = Decoder(self.model, [prompt], sampling, self.tokenizer.pad_token_id, guess=True)
+        answer = Answer(self.tokenizer, sampling.stop, min(sampling.max_new_tokens, self.context - len(prompt)))
+        while not answer.finish_reason:
+            with self._lock:
+                self._activate()
+                (token,) = decoder.step()
+            answer.add(token)
+            yield answer.text
+
+    def _search(self, prompt: list[int], sampling: Sampling) -> Iterator[str]:
+        """ "" for every step of a beam search, which has no text before its end: a reader can leave at any of them."""
+        found = []
+
+        def search(callback) -> None:
+            with self._lock:
+                self._activate()
+                found.extend(_search(self.model, self.tokenizer, [prompt], sampling, self.context, [Stream(callback)]))
+
+        with Iteratorize(search) as steps:
+            for _ in steps:
+                yield ""
+        yield found[0]["output"]
+
+    def _activate(self) -> None:
+        if self._adapter and self.model.active_adapter != self._adapter:
+            self.model.set_adapter(self._adapter, inference_mode=True)
+
+
+def assistants(model, tokenizer, tuned: Sequence, sampling: Sampling) -> dict[str, Assistant]:
+    """One assistant for each of `tuned` (see utils.tuned) by its name; they share the model, a token at a time."""
+    lock = threading.Lock()
+    is_beside = hasattr(model, "get_base_model")  # otherwise it is part of the weights
+    packing.pack(model)
+    return {
+        one.name: Assistant(model, tokenizer, one.prompter, sampling, one.key if is_beside else "", lock)
+        for one in tuned
+    }
+
+
+def context_of(config) -> int:
+    """Tokens a model of this configuration was built for; 2048 where it does not say."""
+    return getattr(config, "max_position_embeddings", None) or 2048

@@ -16,7 +16,7 @@ from pathlib import Path
 from utils.errors import DataFault
 from utils.files import sha256_file, write_json
 from utils.replies import without_thoughts
-from utils.rows import Row, read_prompts
+from utils.rows import Row, prompt_files, read_prompts
 from utils.strict_json import read_values
 
 ITEMS = "items.json"
@@ -89,7 +89,7 @@ def read_items(answers: Mapping[str, str], test_data: str) -> list[Item]:
 def _read_test_data(path: Path) -> dict[str, tuple[str, int, Row]]:
     """{identity: (category, number, row)} in the order of the files."""
     prompts: dict[str, tuple[str, int, Row]] = {}
-    for file in _files(path):
+    for file in prompt_files(path):
         for number, row in enumerate(read_prompts(file), 1):
             if _identity(row) in prompts:
                 before = prompts[_identity(row)]
@@ -100,18 +100,11 @@ def _read_test_data(path: Path) -> dict[str, tuple[str, int, Row]]:
     return prompts
 
 
-def _files(path: Path) -> list[Path]:
-    files = sorted([*path.glob("*.json"), *path.glob("*.jsonl")]) if path.is_dir() else [path]
-    if not files:
-        raise DataFault(f"{path}: no prompts here (*.json, *.jsonl)")
-    return files
-
-
 def _read_answers(path: str, prompts: Mapping[str, tuple[str, int, Row]], test_data: str) -> dict[str, str]:
     """{identity: answer} of a test.json, or a folder of them, that answers these prompts, each once."""
     answers: dict[str, str] = {}
     others = []
-    for file in _files(Path(path)):
+    for file in prompt_files(Path(path)):
         for (line, _), row in zip(read_values(file), read_prompts(file), strict=True):
             if not isinstance(row.get("output"), str):
                 raise DataFault(f'{file}:{line}: "output" is missing or no text')
@@ -156,7 +149,9 @@ def _question(row: Row) -> str:
 def pin(output_dir: str, answers: Mapping[str, str], items: Sequence[Item], seed: int) -> None:
     """Write items.json, or check that the one there is the same. Raises DataFault naming the difference."""
     path = Path(output_dir) / ITEMS
-    systems = {name: {str(file): sha256_file(file) for file in _files(Path(path))} for name, path in answers.items()}
+    systems = {
+        name: {str(file): sha256_file(file) for file in prompt_files(Path(path))} for name, path in answers.items()
+    }
     if path.exists():
         old_items, old_seed = load(output_dir)
         if difference := _difference(old_items, old_seed, items, seed):

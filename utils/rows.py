@@ -61,11 +61,23 @@ def _joined(path: str | Path, faults: list[str]) -> str:
     return faults[0] + (others if lines else "")
 
 
+def prompt_files(path: str | Path) -> list[Path]:
+    """The files of prompts in a folder, by name; a file itself. Raises DataFault for a folder without any."""
+    path = Path(path)
+    files = sorted([*path.glob("*.json"), *path.glob("*.jsonl")]) if path.is_dir() else [path]
+    if not files:
+        raise DataFault(f"{path}: no prompts here (*.json, *.jsonl)")
+    return files
+
+
 def read_prompts(path: str | Path) -> list[Row]:
     """Prompts of a file as dicts: each a string or {"instruction", "input"?, "history"?, "reference"?}.
 
+    Of a folder: those of its files, each with the "category" that its file's name is, where it has none of its own.
     Raises DataFault naming file, line and key.
     """
+    if Path(path).is_dir():
+        return [{"category": file.stem, **row} for file in prompt_files(path) for row in read_prompts(file)]
     prompts = []
     for line, value in read_values(path):
         row = {"instruction": value} if isinstance(value, str) else value

@@ -5,15 +5,12 @@ temperature, base_url, model (the one that answered), date, marker, prompt_sha25
 how it was read then: scores, problem. Whoever needs the scores parses the reply again.
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from utils import replies
-from utils.errors import DataFault, EnvironmentFault
-from utils.files import disk_faults
+from utils import journal, replies
+from utils.errors import DataFault
 from utils.judging import Call
 from utils.replies import Parsed
 
@@ -22,47 +19,27 @@ Key = tuple[str, str, int, int]
 _KEYS = ("judge", "mode", "category", "number", "rotation", "order", "reply", "finish_reason")
 
 
-class Journal:
-    """The file, open for appending, by one process at a time. A last line that a kill has torn is cut off.
+class Journal(journal.Journal):
+    """The file, open for appending, by one process at a time.
 
-    lines: what was there. Raises EnvironmentFault while another process writes it, DataFault for a line not of ours.
+    lines: what is there. Raises EnvironmentFault while another process writes it, DataFault for a line not of ours.
     """
 
     def __init__(self, output_dir: str | Path):
-        self.path = Path(output_dir) / NAME
-        self._file = open(self.path, "ab")  # noqa: SIM115 - held until close
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise EnvironmentFault(f"{self.path} is being written by another run") from None
-        whole = self.path.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
-            print(f"{self.path}: the last line was torn ({len(whole) - end} bytes), cut off")
-            os.truncate(self.path, end)
+        super().__init__(Path(output_dir) / NAME)
         self.lines = read(output_dir)
-
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     def append(self, line: Mapping[str, object]) -> None:
         """Write one line and wait until the disk has it."""
-        with disk_faults(self.path):
-            self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        super().append(line)
+        self.lines.append(line)
 
 
 def read(output_dir: str | Path) -> list[dict]:
     """All whole lines; none where there is no file. Raises DataFault naming a line that is not a verdict."""
     path = Path(output_dir) / NAME
     lines = []
-    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # behind the last newline: torn
-    for number, raw in enumerate(whole, 1):
+    for number, raw in enumerate(journal.whole_lines(path), 1):
         try:
             line = json.loads(raw)
         except ValueError:

@@ -1,4 +1,8 @@
-"""The chat page: a Gradio page around the callable it is given; it knows nothing of models."""
+"""The chat page: a Gradio page around the conversation it is given; it knows nothing of models.
+
+conversation: names (what can answer), about(name), defaults and ranges of the settings, and respond(name, instruction,
+input, history, settings), which yields pieces with .text and .notice; all that it refuses it raises with one line.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,63 +11,238 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio
 
-Respond = Callable[..., Iterator[str]]
+TEXTS = {
+    "chat": ("Chat", "对话"),
+    "instruct": ("Instruction", "指令"),
+    "message": ("Message", "消息"),
+    "message_hint": ("Enter sends, Shift+Enter begins a new line", "回车发送，Shift+回车换行"),
+    "send": ("Send", "发送"),
+    "stop": ("Stop", "停止"),
+    "retry": ("Retry", "重试"),
+    "undo": ("Undo", "撤回"),
+    "clear": ("Clear", "清空"),
+    "download": ("Download as training rows", "下载为训练数据"),
+    "instruction": ("Instruction", "指令"),
+    "input": ("Input (optional)", "补充输入（可不填）"),
+    "answer": ("Answer", "回答"),
+    "adapter": ("Model", "模型"),
+    "settings": ("Settings", "设置"),
+    "examples": ("Examples", "示例"),
+    "temperature": ("Temperature (0: always the likeliest)", "温度（0：总取最可能的词）"),
+    "top_p": ("Top p", "Top p"),
+    "top_k": ("Top k", "Top k"),
+    "num_beams": ("Beams (above 1: shown when complete)", "束宽（大于 1：完成后一次显示）"),
+    "max_new_tokens": ("Max new tokens", "最多生成 token 数"),
+    "seed": ("Seed", "随机种子"),
+}
+PREFIX = "dreamer_"  # of the keys: the page translates any text that is a key, an adapter's name too
+TOGETHER = 4  # answers that grow at the same time, a token of one and then of another
+WAITING = 64  # requests that may wait; the next ones are told that the page is busy
+STEPS = {"temperature": 0.05, "top_p": 0.01, "top_k": 1, "num_beams": 1, "max_new_tokens": 1}
+_SAVE = """(text) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+  link.download = "conversation.json";
+  link.click();
+  URL.revokeObjectURL(link.href);
+}"""
+Turns = list[list[str]]
 
 
-def build(respond: Respond, title: str, defaults: dict) -> gradio.Blocks:
-    """The page. respond(instruction, input, temperature, top_p, top_k, num_beams, max_new_tokens) yields the answer's
-    text so far; values reach it by name. defaults: the start value of each setting."""
-    with gradio.Blocks(title=title, analytics_enabled=False) as page:
+def texts() -> gradio.I18n:
+    """The labels in English and Chinese; the browser's language decides."""
+    english, chinese = ({f"{PREFIX}{key}": both[which] for key, both in TEXTS.items()} for which in (0, 1))
+    return gradio.I18n(**{"en": english, "zh": chinese, "zh-CN": chinese, "zh-TW": chinese})
+
+
+def say(key: str) -> gradio.i18n.I18nData:
+    """The label of TEXTS, translated by the browser."""
+    return texts()(f"{PREFIX}{key}")
+
+
+def build(conversation, title: str, examples: list[tuple[str, str]], rows_of: Callable[[Turns], str]) -> gradio.Blocks:
+    """The page. examples: (instruction, input) to begin with; rows_of: a conversation as the text of a file."""
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gradio.Markdown(f"## {title}")
-        with gradio.Row():
-            with gradio.Column():
-                instruction = gradio.Textbox(label="Instruction 指令", lines=3, placeholder="请介绍一下你自己。")
-                input_text = gradio.Textbox(label="Input 补充输入", lines=2)
-                settings = _settings(defaults)
-                with gradio.Row():
-                    stop = gradio.Button("Stop 停止")
-                    send = gradio.Button("Send 发送", variant="primary")
-            output = gradio.Textbox(label="Answer 回答", lines=16, interactive=False)
-        fields = {"instruction": instruction, "input": input_text, **settings}
-
-        def answer(values: dict) -> Iterator[str]:
-            if not values[instruction].strip():
-                raise gradio.Error("The instruction is empty. 请输入指令。", print_exception=False)
-            yield from respond(**{name: values[field] for name, field in fields.items()})
-
-        events = [send.click, instruction.submit]
-        running = [
-            event(answer, set(fields.values()), output, api_name=name) for event, name in zip(events, ("answer", False))
-        ]
-        stop.click(None, cancels=running)
+        names = conversation.names
+        adapter = gradio.Dropdown(names, value=names[0], label=say("adapter"), interactive=len(names) > 1)
+        about = gradio.Markdown(_plain(conversation.about(names[0])), elem_id="about")
+        _on(adapter.change, lambda name: _plain(_told(conversation.about, name)), adapter, about, "about")
+        with gradio.Accordion(say("settings"), open=False, render=False) as drawer:  # drawn below the tabs
+            settings = _settings(conversation)
+        with gradio.Tab(say("chat")):
+            _chat_tab(conversation, adapter, settings, examples, rows_of)
+        with gradio.Tab(say("instruct")):
+            _instruction_tab(conversation, adapter, settings, examples)
+        drawer.render()
     return page
 
 
-def _settings(defaults: dict) -> dict:
-    with gradio.Accordion("Settings 设置", open=False):
-        return {
-            "temperature": gradio.Slider(0, 2, defaults["temperature"], label="Temperature (0: greedy)"),
-            "top_p": gradio.Slider(0.01, 1, defaults["top_p"], label="Top p"),
-            "top_k": gradio.Slider(1, 100, defaults["top_k"], step=1, label="Top k"),
-            "num_beams": gradio.Slider(1, 8, defaults["num_beams"], step=1, label="Beams"),
-            "max_new_tokens": gradio.Slider(1, 2048, defaults["max_new_tokens"], step=1, label="Max new tokens"),
-        }
+def _settings(conversation) -> dict[str, gradio.components.Component]:
+    fields = {}
+    for name, (low, high) in conversation.ranges.items():
+        value = conversation.defaults[name]
+        if name in STEPS:
+            fields[name] = gradio.Slider(low, high, value, step=STEPS[name], label=say(name))
+        else:
+            fields[name] = gradio.Number(value, label=say(name), precision=0, minimum=low, maximum=high)
+    return fields
 
 
-def serve(page: gradio.Blocks, server_name: str, server_port: int, share: bool) -> None:
+def _chat_tab(conversation, adapter, settings: dict, examples, rows_of) -> None:
+    turns = gradio.State([])
+    shown = gradio.Chatbot(label=say("chat"), height=420, elem_id="chat", buttons=["copy"], allow_file_downloads=False)
+    notice = gradio.Markdown(elem_id="notice")
+    message = gradio.Textbox(
+        label=say("message"), placeholder=say("message_hint"), lines=1, max_lines=8, elem_id="message"
+    )
+    with gradio.Row():
+        stop = gradio.Button(say("stop"), elem_id="stop")
+        send = gradio.Button(say("send"), variant="primary", elem_id="send", scale=3)
+    with gradio.Row():
+        retry = gradio.Button(say("retry"), elem_id="retry", size="md")
+        undo = gradio.Button(say("undo"), elem_id="undo", size="md")
+        clear = gradio.Button(say("clear"), elem_id="clear", size="md")
+        download = gradio.Button(say("download"), elem_id="download", size="md", scale=2)
+    file = gradio.Textbox(visible="hidden", elem_id="file")
+    joined = [f"{text}\n{more}" if more else text for text, more in examples]
+    _examples([[text] for text in joined], [message])
+
+    def answer(values: dict, text: object, before: Turns) -> Iterator[tuple]:
+        chosen = {name: values[field] for name, field in settings.items()}
+        for piece in _pieces(conversation, values[adapter], text, "", before, chosen):
+            now = [*before, [text, piece.text]]
+            yield {turns: now, shown: _messages(now), notice: piece.notice, message: ""}
+
+    def reply(values: dict) -> Iterator[tuple]:
+        yield from answer(values, values[message], values[turns])
+
+    def again(values: dict) -> Iterator[tuple]:
+        if not values[turns]:
+            raise _refusal("没有可重试的回答。There is no answer to retry.")
+        *before, (text, _) = values[turns]
+        seed = values[settings["seed"]]
+        if values[settings["temperature"]] and isinstance(seed, int):
+            seed += 1  # the same seed would draw the same answer
+        for update in answer({**values, settings["seed"]: seed}, text, before):
+            yield {**update, settings["seed"]: seed, message: gradio.skip()}
+
+    def back(before: Turns) -> tuple:
+        kept, last = before[:-1], before[-1:]
+        return kept, _messages(kept), "", last[0][0] if last else gradio.skip()
+
+    inputs = {adapter, message, turns, *settings.values()}
+    outputs = [turns, shown, notice, message]
+    running = [
+        _on(send.click, reply, inputs, outputs, "chat", slow=True),
+        _on(message.submit, reply, inputs, outputs, None, slow=True),
+        _on(retry.click, again, inputs, [*outputs, settings["seed"]], "retry", slow=True),
+    ]
+    stop.click(None, cancels=running, api_visibility="private")
+    _on(undo.click, back, turns, outputs, "undo", cancels=running)
+    for listen, name in ((clear.click, "clear"), (shown.clear, None)):
+        _on(listen, lambda: ([], [], "", gradio.skip()), None, outputs, name, cancels=running)
+    _on(download.click, rows_of, turns, file, "rows").then(None, file, None, js=_SAVE, api_visibility="private")
+
+
+def _examples(examples: list[list[str]], fields: list) -> None:
+    labels = [first if len(first) <= 24 else f"{first[:23]}…" for first, *_ in examples]
+    gradio.Examples(examples, fields, label=say("examples"), example_labels=labels, api_visibility="private")
+
+
+def _instruction_tab(conversation, adapter, settings: dict, examples) -> None:
+    with gradio.Row():
+        with gradio.Column():
+            instruction = gradio.Textbox(label=say("instruction"), lines=3, elem_id="instruction")
+            more = gradio.Textbox(label=say("input"), lines=3, elem_id="input")
+            with gradio.Row():
+                stop = gradio.Button(say("stop"))
+                send = gradio.Button(say("send"), variant="primary", elem_id="ask")
+        output = gradio.Textbox(label=say("answer"), lines=12, interactive=False, elem_id="answer")
+    _examples([list(example) for example in examples], [instruction, more])
+
+    def answer(values: dict) -> Iterator[str]:
+        chosen = {name: values[field] for name, field in settings.items()}
+        for piece in _pieces(conversation, values[adapter], values[instruction], values[more], [], chosen):
+            yield piece.text
+
+    running = _on(send.click, answer, {adapter, instruction, more, *settings.values()}, output, "answer", slow=True)
+    stop.click(None, cancels=[running], api_visibility="private")
+
+
+def _on(listen: Callable, work: Callable, inputs, outputs, api_name: str | None, slow: bool = False, **more):
+    """Bind an event. slow: it takes one of the places that answers share.
+
+    Values reach `work` as they came: a widget's own check of what is no value of it would end in a traceback.
+    """
+    limits = {"concurrency_id": "answers", "concurrency_limit": TOGETHER} if slow else {"queue": False}
+    name = {"api_name": api_name} if api_name else {"api_visibility": "private"}
+    return listen(work, inputs, outputs, preprocess=False, **name, **limits, **more)
+
+
+def _pieces(conversation, *request) -> Iterator:
+    """conversation.respond with what it refuses shown to the reader, in one line."""
+    try:
+        yield from conversation.respond(*request)
+    except Exception as error:
+        raise _refusal(str(error)) from None
+
+
+def _told(function: Callable, *values) -> str:
+    try:
+        return function(*values)
+    except Exception as error:
+        raise _refusal(str(error)) from None
+
+
+def _refusal(line: str) -> gradio.Error:
+    return gradio.Error(line, print_exception=False, duration=20)
+
+
+def _messages(turns: Turns) -> list[dict]:
+    return [
+        {"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn) if text
+    ]
+
+
+def _plain(text: str) -> str:
+    """Text as Markdown that shows it as it is."""
+    return "".join(f"\\{character}" if character in r"\`*_{}[]<>()#+!|~$" else character for character in text)
+
+
+def serve(
+    page: gradio.Blocks,
+    server_name: str,
+    server_port: int,
+    share: bool,
+    users: list[tuple[str, str]],
+    middleware: list,
+) -> None:
     """Open the page and stay until the process ends. server_port 0: Gradio's usual 7860, or the next free one.
 
-    Raises OSError where the port is taken.
+    users: (name, password) of those who may log in, [] for no login; middleware: what stands in front of the page.
+    Everything that Gradio would take from the environment is said here. Raises OSError where the port is taken.
     """
-    page.queue(max_size=16)
+    if users:
+        where = "everybody with its address" if share else f"whoever reaches {server_name}"
+        print(f"the page is open to {where}, behind a login of {len(users)} users")
+    page.queue(max_size=WAITING, default_concurrency_limit=TOGETHER, api_open=True)
     page.launch(
         server_name=server_name,
         server_port=server_port or None,
         share=share,
+        auth=users or None,
+        i18n=texts(),
+        app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
         max_file_size="1kb",
+        allowed_paths=[],
+        state_session_capacity=1000,
+        strict_cors=True,
         enable_monitoring=False,
         mcp_server=False,
         ssr_mode=False,
         pwa=False,
-        show_error=True,
+        run_history=False,
+        footer_links=[],
+        show_error=False,
     )

@@ -1,0 +1,43 @@
+"""Flags with a form of their own: stop texts, users with their passwords, a port that must be free."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+from utils.errors import ArgumentFault, EnvironmentFault
+
+
+def stop_texts(text: str) -> tuple[str, ...]:
+    """--stop as its texts: itself, or the strings of a JSON list. Raises ArgumentFault."""
+    if not text.startswith("["):
+        return (text,) if text else ()
+    try:
+        texts = json.loads(text)
+    except ValueError:
+        texts = None
+    if not isinstance(texts, list) or not all(isinstance(one, str) and one for one in texts):
+        raise ArgumentFault(f'--stop: {text} is no JSON list of texts such as ["###", "\\n\\n"]')
+    return tuple(texts)
+
+
+def users(auth: str) -> list[tuple[str, str]]:
+    """--auth as (name, password) pairs: USER:PASSWORD itself, or the lines of a file. Raises ArgumentFault."""
+    if not auth:
+        return []
+    is_file = Path(auth).is_file()
+    lines = Path(auth).read_text(encoding="utf-8").splitlines() if is_file else [auth]
+    pairs = [tuple(line.strip().split(":", 1)) for line in lines if line.strip()]
+    if not pairs or not all(len(pair) == 2 and all(pair) for pair in pairs):
+        where = auth if is_file else "the value"
+        raise ArgumentFault(f"--auth: {where} is neither USER:PASSWORD nor a file with a line of it for each user")
+    return pairs
+
+
+def check_port(name: str, port: int) -> None:
+    """Raises EnvironmentFault where nothing can listen at this address."""
+    try:
+        socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET).close()
+    except OSError as error:
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+        raise EnvironmentFault(f"--server_port: {port} of {name} cannot be had: {reason}") from None
