@@ -23,8 +23,9 @@ class Tuned:
 
 
 def read_base(base_model: str) -> dict:
-    """The base's {"name", "path", "fingerprint"}. Raises ArgumentFault, EnvironmentFault or ModelFault."""
-    return record.describe_base(base_model, hub.local_folder(base_model, "base_model"))
+    """The base's {"name", "path" (a Path), "fingerprint"}. Raises ArgumentFault, EnvironmentFault or ModelFault."""
+    base = record.describe_base(base_model, hub.local_folder(base_model, "base_model"))
+    return {**base, "path": Path(base["path"])}
 
 
 def read_tuned(lora_weights: str, prompt_template: str, base: dict) -> list[Tuned]:
@@ -38,8 +39,8 @@ def read_tuned(lora_weights: str, prompt_template: str, base: dict) -> list[Tune
     found: list[Tuned] = []
     for number, folder in enumerate(folders or [None]):
         record.check_base(folder, base)
-        prompter = Prompter(record.template_of(folder or Path(base["path"]), prompt_template))
-        name = _name(folder or Path(base["path"]), {tuned.name for tuned in found})
+        prompter = Prompter(record.template_of(folder or base["path"], prompt_template))
+        name = _name(folder or base["path"], {tuned.name for tuned in found})
         found.append(Tuned(f"adapter{number}", name, folder, prompter, _about(folder, base, prompter)))
     return found
 
@@ -57,7 +58,7 @@ def _name(folder: Path, taken: set[str]) -> str:
 
 def _about(folder: Path | None, base: dict, prompter: Prompter) -> str:
     stages = record.lineage({"path": str(folder)}) if folder else []
-    chain = " → ".join([Path(base["path"]).name, *(stage["name"] for stage in stages)])
+    chain = " → ".join([base["path"].name, *(stage["name"] for stage in stages)])
     if folder and not stages:
         return f"{chain} → {folder.name} (no run.json) · template {prompter.name}"
     if not stages:
