@@ -134,7 +134,7 @@ def train(
     plots.loss({output_dir: f"{output_dir}/{hooks.METRICS}"}, f"{output_dir}/loss.png")
     forgetting.refuse(outcome["held_out"], max_forget)
     record.finish(output_dir, run, outcome)
-    print(f"{output_dir} is complete: {outcome['losses']}")
+    print(f"{output_dir} is complete: {training.summary(outcome['losses'])}")
 
 
 if __name__ == "__main__":
