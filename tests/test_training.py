@@ -97,7 +97,7 @@ def test_warm_up_and_evaluation_shrink_with_the_run(rows, batch, epochs, expecte
 
 
 def test_a_run_is_told_in_words():
-    assert str(training.Plan(30, 3, 6)) == "steps 30, of them warm-up 3; evaluated and saved every 6"
+    assert str(training.Plan(30, 3, 6)) == "steps: 30, warm-up 3, an evaluation and a checkpoint every 6"
     losses = {"train": 2.0, "start": 3.14159, "best": 2.71828, "best_step": 6}
     assert training.summary(losses) == "validation loss 3.142 -> 2.718 (step 6)"
     assert training.summary({"train": 2.0}) == "training loss 2.000, nothing validated"

@@ -34,7 +34,7 @@ class Plan:
     every: int
 
     def __str__(self) -> str:
-        return f"steps {self.total}, of them warm-up {self.warmup}; evaluated and saved every {self.every}"
+        return f"steps: {self.total}, warm-up {self.warmup}, an evaluation and a checkpoint every {self.every}"
 
 
 def plan(rows: int, batch_size: int, num_epochs: int) -> Plan:
