@@ -1,9 +1,11 @@
 """The mathematics of a step: order of rows, loss over answer tokens, steps of a run."""
 
+import contextlib
 import inspect
 import os
 import re
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import finetune
 from utils import models, training
 from utils.batching import StepOrder, collate
 from utils.encode import IGNORED
+from utils.errors import EnvironmentFault
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -119,6 +122,17 @@ def test_alpaca_loras_wandb_log_model_true_is_what_wandb_calls_end(monkeypatch):
         training.build(None, [], [], training.Plan(1, 0, 1), flags, 0, torch.device("cpu"))
     assert (os.environ["WANDB_PROJECT"], os.environ["WANDB_LOG_MODEL"]) == ("p", "end")
     assert seen["report_to"] == ["wandb"]
+
+
+@pytest.mark.parametrize("module, fault", [("wandb.errors.errors", EnvironmentFault), ("builtins", RuntimeError)])
+def test_a_wandb_without_a_login_is_told_in_one_line(module, fault):
+    error = type("UsageError", (RuntimeError,), {"__module__": module})
+    trainer = MagicMock()
+    trainer.cadence.watching.return_value = contextlib.nullcontext()
+    trainer.train.side_effect = error("No API key configured. Use `wandb login` to log in.\nMore")
+    with pytest.raises(fault, match="No API key configured"):
+        training.run(trainer, None)
+    assert trainer.bar.close.called
 
 
 def test_paths_are_relative_to_where_the_user_stands(quick, tmp_path, monkeypatch):

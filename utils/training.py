@@ -241,7 +241,7 @@ def run(trainer: StageTrainer, resume_from: Path | None) -> dict:
 
     Returns {"steps", "losses", "tokens", "speed"} for run.json; speed is of the steps alone, without evaluation and
     saving. Raises Interrupted after a signal (a checkpoint is written), EnvironmentFault when the device's memory is
-    too small.
+    too small, or wandb cannot log in.
     """
     cadence = trainer.cadence
     trainer.args.eval_on_start = cadence.owes_evaluation(resume_from)
@@ -253,6 +253,11 @@ def run(trainer: StageTrainer, resume_from: Path | None) -> dict:
         raise EnvironmentFault(
             f"the device's memory is too small: reduce --micro_batch_size ({trainer.args.train_batch_size})"
         ) from None
+    except Exception as error:  # wandb is not there to import its classes from
+        if not type(error).__module__.startswith("wandb"):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise EnvironmentFault(f"--wandb_project: {reason}") from None
     finally:
         trainer.bar.close()
     if cadence.signal is not None:
