@@ -60,3 +60,10 @@ def test_every_link_leads_somewhere(readme):
         assert (ROOT / target).exists(), target
         if anchor and not target:
             assert anchor in anchors(readme), anchor
+
+
+def test_what_use_leaves_beside_the_code_is_ignored_by_git():
+    """Outputs of the defaults, wandb's folder, and the passwords of the README's example."""
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    left = {*MADE_BY_USE, "lora-alpaca/", "lora-bloom/", "answers-*/", "wandb/", "users.txt", "data/mine/", "data/raw/"}
+    assert left <= set(ignored)
