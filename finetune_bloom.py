@@ -67,6 +67,7 @@ def train(
     max_forget: the stage fails when the validation loss of an earlier one rises by more (nats per answer token).
     fast: fused LoRA products, the loss in parts of the 250,880 logits; False is the plain path, which it must equal.
     dry_run: show what the model would see, the steps and the memory needed, without loading weights, and stop.
+    dtype: of a base that is not quantised: auto (its own), float32, bfloat16 or float16.
     add_eos_token: accepted for Alpaca-LoRA's sake; an answer always ends with EOS unless it is truncated.
     """
     flags = dict(locals())
@@ -134,7 +135,7 @@ def train(
     plots.loss({output_dir: f"{output_dir}/{hooks.METRICS}"}, f"{output_dir}/loss.png")
     forgetting.refuse(outcome["held_out"], max_forget)
     record.finish(output_dir, run, outcome)
-    print(f"{output_dir} is complete: {outcome['losses']}")
+    print(f"{output_dir} is complete: {training.summary(outcome['losses'])}")
 
 
 if __name__ == "__main__":

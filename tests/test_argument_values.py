@@ -84,7 +84,9 @@ TRAINING = [
     ("--seed=-1", "--seed: -1 is not between 0 and 4294967295"),
     ("--seed=4294967296", "--seed: 4294967296 is not between 0 and 4294967295"),
     ("--dtype=float64", '--dtype: "float64" is not one of auto, float32, bfloat16, float16'),
-    ("--load_4bit", "--load_8bit and --load_4bit are both True (8 bits are the default: add --load_8bit False)"),
+    ("--wandb_watch=bogus", '--wandb_watch: "bogus" is not one of false, gradients, parameters, all'),
+    ("--wandb_log_model=yes", '--wandb_log_model: "yes" is not one of false, true, end, checkpoint'),
+    ("--load_4bit", "--load_8bit and --load_4bit are both True (for 4 bits add --load_8bit False)"),
 ]
 ANSWERING = [
     *PATHS,

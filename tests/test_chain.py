@@ -219,6 +219,7 @@ def test_the_base_keeps_its_dtype_and_lora_is_float32(stored, held, family, tmp_
     assert forced.dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("error:.*was renamed from")
 def test_an_old_adapter_without_run_json_answers_with_one_warning(stage, tmp_path, capsys):
     old = tmp_path / "downloaded"
     old.mkdir()
@@ -227,6 +228,7 @@ def test_an_old_adapter_without_run_json_answers_with_one_warning(stage, tmp_pat
     config = json.loads((source / "adapter_config.json").read_text())
     kept = {key: config[key] for key in ("peft_type", "r", "target_modules", "task_type", "bias")}
     aged = {**kept, "lora_alpha": 16.0, "lora_dropout": 0.05, "enable_lora": None, "merge_weights": False}
+    aged["base_model_name_or_path"] = "decapoda-research/llama-7b-hf"
     (old / "adapter_config.json").write_text(json.dumps(aged))
     flags = {"base_model": stage["base_model"], "lora_weights": str(old)}
     got = answers(questions(), tmp_path, prompt_template="alpaca_short", **flags)

@@ -180,6 +180,14 @@ def test_a_parent_trained_with_other_texts_is_refused(copy, tmp_path, capsys):
     assert change in capsys.readouterr().err
 
 
+def test_a_merge_of_adapters_without_a_record_is_not_said_to_have_none(tmp_path, capsys):
+    (tmp_path / "run.json").write_text('{"kind": "merge", "base": {"fingerprint": "x"}, "template": null}')
+    assert record.template_of(tmp_path, "") == "alpaca"
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path} names no template in its run.json: the template alpaca is assumed (--prompt_template)\n"
+    )
+
+
 def test_run_json_is_json_that_every_reader_takes(trained):
     text = (Path(trained["output_dir"]) / "run.json").read_text()
     settings = json.loads(text, parse_constant=pytest.fail)["settings"]

@@ -12,7 +12,7 @@ import pytest
 from conftest import write_rows
 from judges import SYSTEMS, honest, quality, read_prompt, write_case
 
-from utils import checks, judging
+from utils import judging, values
 from utils.errors import DataFault
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +62,7 @@ def test_any_number_of_systems_is_counted_in_words(systems, word):
 
 
 def test_the_words_reach_as_far_as_the_flag():
-    assert len(judging._COUNTS) == checks.MOST_SYSTEMS
+    assert len(judging._COUNTS) == values.MOST_SYSTEMS
 
 
 def test_in_the_faithful_mode_the_places_are_those_of_the_flag():

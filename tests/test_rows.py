@@ -146,7 +146,7 @@ def test_prompts_are_strings_or_rows(tmp_path):
     row = {"instruction": "a", "history": [["x", "y"]], "reference": "r"}
     assert read_prompts(path) == [{"instruction": "问"}, row]
     path.write_text('["a", 3]')
-    with pytest.raises(DataFault, match=r"p\.json:1: a row is a number"):
+    with pytest.raises(DataFault, match=r"p\.json:1: a row is a number, must be text, or an object with instruction$"):
         read_prompts(path)
 
 

@@ -1,8 +1,11 @@
 """The mathematics of a step: order of rows, loss over answer tokens, steps of a run."""
 
+import contextlib
+import inspect
 import os
 import re
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ import finetune
 from utils import models, training
 from utils.batching import StepOrder, collate
 from utils.encode import IGNORED
+from utils.errors import EnvironmentFault
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,6 +97,42 @@ def test_an_epoch_holds_every_row_once_and_follows_the_seed(group):
 )
 def test_warm_up_and_evaluation_shrink_with_the_run(rows, batch, epochs, expected):
     assert training.plan(rows, batch, epochs) == expected
+
+
+def test_a_run_is_told_in_words():
+    assert str(training.Plan(30, 3, 6)) == "steps: 30, warm-up 3, an evaluation and a checkpoint every 6"
+    losses = {"train": 2.0, "start": 3.14159, "best": 2.71828, "best_step": 6}
+    assert training.summary(losses) == "validation loss 3.142 -> 2.718 (step 6)"
+    assert training.summary({"train": 2.0}) == "training loss 2.000, nothing validated"
+
+
+def test_alpaca_loras_wandb_log_model_true_is_what_wandb_calls_end(monkeypatch):
+    seen = {}
+
+    def arguments(**given):
+        seen.update(given)
+        raise InterruptedError
+
+    monkeypatch.setattr(training, "TrainingArguments", arguments)
+    for name in ("WANDB_PROJECT", "WANDB_LOG_MODEL"):
+        monkeypatch.setenv(name, "")
+    flags = {name: p.default for name, p in inspect.signature(finetune.train).parameters.items()}
+    flags |= {"wandb_project": "p", "wandb_log_model": "true"}
+    with pytest.raises(InterruptedError):
+        training.build(None, [], [], training.Plan(1, 0, 1), flags, 0, torch.device("cpu"))
+    assert (os.environ["WANDB_PROJECT"], os.environ["WANDB_LOG_MODEL"]) == ("p", "end")
+    assert seen["report_to"] == ["wandb"]
+
+
+@pytest.mark.parametrize("module, fault", [("wandb.errors.errors", EnvironmentFault), ("builtins", RuntimeError)])
+def test_a_wandb_without_a_login_is_told_in_one_line(module, fault):
+    error = type("UsageError", (RuntimeError,), {"__module__": module})
+    trainer = MagicMock()
+    trainer.cadence.watching.return_value = contextlib.nullcontext()
+    trainer.train.side_effect = error("No API key configured. Use `wandb login` to log in.\nMore")
+    with pytest.raises(fault, match="No API key configured"):
+        training.run(trainer, None)
+    assert trainer.bar.close.called
 
 
 def test_paths_are_relative_to_where_the_user_stands(quick, tmp_path, monkeypatch):

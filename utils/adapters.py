@@ -206,8 +206,9 @@ def unmerged(model, adapters: list[Adapter]):
 
 
 def _lora_config(config: dict) -> LoraConfig:
-    """Old files carry keys that PEFT no longer knows, or null."""
-    known = inspect.signature(LoraConfig).parameters
+    """Old files carry keys that PEFT no longer knows, or null. The base is held against ours by its content: PEFT would
+    warn of every other spelling of its path."""
+    known = inspect.signature(LoraConfig).parameters.keys() - {"base_model_name_or_path"}
     return LoraConfig(**{key: value for key, value in config.items() if key in known and value is not None})
 
 

@@ -12,14 +12,14 @@ from utils.errors import ArgumentFault, EnvironmentFault
 from utils.hub import is_hub_name
 from utils.prompter import template_problem
 from utils.rows import data_names
-from utils.values import check_port, stop_texts, users
+from utils.values import check_port, stop_texts, systems, users
 
 JUDGE_MODES = ("robust", "faithful")
-MOST_SYSTEMS = 10  # the prompts count them in words
 MOST_RATERS = 20
 LEAST_TEMPERATURE = 0.01  # below, the logits overflow
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+WANDB = {"watch": ("false", "gradients", "parameters", "all"), "log_model": ("false", "true", "end", "checkpoint")}
 
 
 def training(flags: Mapping[str, object], given: frozenset[str]) -> None:
@@ -49,6 +49,11 @@ def training(flags: Mapping[str, object], given: frozenset[str]) -> None:
     elif "resume_from_checkpoint" in given:
         problems.append("--resume_from_checkpoint: is empty; leave it out to start from the base model")
     problems += _earlier(flags)
+    problems += [
+        f'--wandb_{name}: "{value}" is not one of {", ".join(known)}'
+        for name, known in WANDB.items()
+        if (value := flags[f"wandb_{name}"]) not in ("", *known)
+    ]
     _refuse(problems)
     _loggers(flags)
 
@@ -99,7 +104,7 @@ def judging(flags: Mapping[str, object]) -> dict[str, str]:
 
     Raises ArgumentFault listing every problem.
     """
-    answers, problems = _answers(flags["answers"]) if "answers" in flags else ({}, [])
+    answers, problems = systems(flags["answers"]) if "answers" in flags else ({}, [])
     problems += _output(flags)
     problems += _positive(flags, *(name for name in ("concurrency", "raters") if name in flags))
     problems += _seed(flags["seed"]) if "seed" in flags else []
@@ -218,7 +223,7 @@ def _data_name(name: str) -> list[str]:
 def _precision(flags: Mapping[str, object]) -> list[str]:
     problems = []
     if flags["load_8bit"] and flags.get("load_4bit"):
-        problems.append("--load_8bit and --load_4bit are both True (8 bits are the default: add --load_8bit False)")
+        problems.append("--load_8bit and --load_4bit are both True (for 4 bits add --load_8bit False)")
     if flags.get("dtype", "auto") not in DTYPES:
         problems.append(f'--dtype: "{flags["dtype"]}" is not one of {", ".join(DTYPES)}')
     return problems
@@ -326,28 +331,6 @@ def _loggers(flags: Mapping[str, object]) -> None:
     for package, wanted in asked.items():
         if wanted and importlib.util.find_spec(package) is None:
             raise EnvironmentFault(f"{package} is asked for and not installed: pip install {package}")
-
-
-def _answers(text: str) -> tuple[dict[str, str], list[str]]:
-    """({system: file}, problems) of NAME=FILE,NAME=FILE."""
-    if not text:
-        return {}, ["--answers is missing: NAME=test.json,NAME=test.json, one for each system"]
-    answers: dict[str, str] = {}
-    problems = []
-    for part in text.split(","):
-        name, equals, path = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and path):
-            problems.append(f'--answers: "{part}" is not NAME=FILE')
-        elif set(name) & set('|*<>"\n'):
-            problems.append(f"--answers: the name {name} holds one of | * < > and quotes")
-        elif name in answers:
-            problems.append(f"--answers: {name} is given twice")
-        elif not os.path.exists(path):
-            problems.append(f"--answers: {path} does not exist")
-        answers[name] = path
-    if len(answers) > MOST_SYSTEMS:
-        problems.append(f"--answers: {len(answers)} systems are more than {MOST_SYSTEMS}")
-    return answers, problems
 
 
 def _judge(flags: Mapping[str, object]) -> list[str]:

@@ -38,13 +38,14 @@ def load_config(folder: Path):
     return config
 
 
-def load_tokenizer(folder: Path):
+def load_tokenizer(folder: Path | str):
     """The tokenizer with EOS and a padding id set; text such as "</s>" in data is text, never a special token.
 
     LLaMA has no padding token: id 0 (unk) is used, as in Alpaca-LoRA; padding is masked, so any id serves. BLOOM's is
     <pad>, id 3. What LLaMA conversions of early 2023 have lost is put back.
     Raises ModelFault for one that cannot be read, or has entries that the base's embedding has no row for.
     """
+    folder = Path(folder)  # a record's paths are text
     lost = vocabulary.early_llama(folder)
     kind = LlamaTokenizer if lost.pop("tokenizer_class", None) else AutoTokenizer
     try:

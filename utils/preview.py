@@ -68,7 +68,7 @@ def show_run(flags: Mapping[str, object], encoded: datasets.Dataset, steps, mode
 
     steps: see training.plan; model: the base with its LoRA layers on the meta device.
     """
-    print(f"\nsteps: {steps.total}, warm-up {steps.warmup}, an evaluation and a checkpoint every {steps.every}")
+    print(f"\n{steps}")
     parts, free = memory.estimate(model, encoded, flags, device), memory.free_bytes(device)
     needed = sum(parts.values())
     listed = " + ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())

@@ -246,9 +246,9 @@ def template_of(folder: Path, asked: str) -> str:
     run = read(folder) or {}
     recorded = (run.get("template") or {}).get("name")
     if not recorded and not asked:
-        warn(
-            f"{folder} has no run.json: the template alpaca is assumed (--prompt_template), its base cannot be checked"
-        )
+        what = "names no template in its run.json" if run else "has no run.json"
+        unknown = "" if run.get("base") else ", its base cannot be checked"
+        warn(f"{folder} {what}: the template alpaca is assumed (--prompt_template){unknown}")
     elif recorded and asked not in ("", recorded):
         warn(f"--prompt_template {asked}: {folder} was trained with {recorded}")
     elif recorded and template_problem(recorded) is None and (change := changed_template(run)):

@@ -81,7 +81,7 @@ def read_prompts(path: str | Path) -> list[Row]:
     prompts = []
     for line, value in read_values(path):
         row = {"instruction": value} if isinstance(value, str) else value
-        prompts.append(_prompt_row(path, line, row))
+        prompts.append(_prompt_row(path, line, row, "text, or an object with instruction"))
     if not prompts:
         raise DataFault(f"{path}: no prompts")
     return prompts
@@ -97,9 +97,11 @@ def _training_row(path: str | Path, line: int, value: object) -> Row:
     return {"instruction": row["instruction"], "input": row.get("input", ""), "output": output, "history": history}
 
 
-def _prompt_row(path: str | Path, line: int, value: object) -> Row:
+def _prompt_row(
+    path: str | Path, line: int, value: object, wanted: str = "an object with instruction, input, output"
+) -> Row:
     if not isinstance(value, dict):
-        raise DataFault(f"{path}:{line}: a row is {_kind(value)}, must be an object with instruction, input, output")
+        raise DataFault(f"{path}:{line}: a row is {_kind(value)}, must be {wanted}")
     row = dict(value)
     if not _text(path, line, row, "instruction").strip():
         raise DataFault(f'{path}:{line}: "instruction" is empty')

@@ -33,6 +33,9 @@ class Plan:
     warmup: int
     every: int
 
+    def __str__(self) -> str:
+        return f"steps: {self.total}, warm-up {self.warmup}, an evaluation and a checkpoint every {self.every}"
+
 
 def plan(rows: int, batch_size: int, num_epochs: int) -> Plan:
     """The ancestor's 100 warm-up steps and evaluation each 200, shrunk so that a short run has them too.
@@ -180,8 +183,9 @@ def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int
         name for name, wanted in (("wandb", flags["wandb_project"]), ("tensorboard", flags["tensorboard"])) if wanted
     ]
     for name in ("project", "watch", "log_model"):
-        if flags[f"wandb_{name}"]:
-            os.environ[f"WANDB_{name.upper()}"] = flags[f"wandb_{name}"]
+        if value := flags[f"wandb_{name}"]:
+            # Alpaca-LoRA's --wandb_log_model true: the adapter as it is at the end
+            os.environ[f"WANDB_{name.upper()}"] = "end" if (name, value) == ("log_model", "true") else value
     quantised_gpu = device.type == "cuda" and (flags["load_8bit"] or flags["load_4bit"])
     bf16 = quantised_gpu and torch.cuda.is_bf16_supported()
     evaluates = len(val_set) > 0
@@ -237,7 +241,7 @@ def run(trainer: StageTrainer, resume_from: Path | None) -> dict:
 
     Returns {"steps", "losses", "tokens", "speed"} for run.json; speed is of the steps alone, without evaluation and
     saving. Raises Interrupted after a signal (a checkpoint is written), EnvironmentFault when the device's memory is
-    too small.
+    too small, or wandb cannot log in.
     """
     cadence = trainer.cadence
     trainer.args.eval_on_start = cadence.owes_evaluation(resume_from)
@@ -249,6 +253,11 @@ def run(trainer: StageTrainer, resume_from: Path | None) -> dict:
         raise EnvironmentFault(
             f"the device's memory is too small: reduce --micro_batch_size ({trainer.args.train_batch_size})"
         ) from None
+    except Exception as error:  # wandb is not there to import its classes from
+        if not type(error).__module__.startswith("wandb"):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise EnvironmentFault(f"--wandb_project: {reason}") from None
     finally:
         trainer.bar.close()
     if cadence.signal is not None:
@@ -273,3 +282,10 @@ def _outcome(metrics: Path, trainer: StageTrainer) -> dict:
         "tokens": {"supervised": sum(line["tokens"] for line in steps), "read": read},
         "speed": {"seconds": round(seconds, 1), "tokens_per_second": round(read / max(seconds, 1e-9), 1)},
     }
+
+
+def summary(losses: dict) -> str:
+    """The losses of run's outcome in a few words."""
+    if "best" not in losses:
+        return f"training loss {losses['train']:.3f}, nothing validated"
+    return f"validation loss {losses['start']:.3f} -> {losses['best']:.3f} (step {losses['best_step']})"

@@ -1,4 +1,4 @@
-"""Flags with a form of their own: stop texts, users with their passwords, a port that must be free."""
+"""Flags with a form of their own: stop texts, users with their passwords, systems with their answers, a free port."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import socket
 from pathlib import Path
 
 from utils.errors import ArgumentFault, EnvironmentFault
+
+MOST_SYSTEMS = 10  # the judge's prompts count them in words
 
 
 def stop_texts(text: str) -> tuple[str, ...]:
@@ -32,6 +34,28 @@ def users(auth: str) -> list[tuple[str, str]]:
         where = auth if is_file else "the value"
         raise ArgumentFault(f"--auth: {where} is neither USER:PASSWORD nor a file with a line of it for each user")
     return pairs
+
+
+def systems(text: str) -> tuple[dict[str, str], list[str]]:
+    """--answers as ({system: file}, problems): NAME=FILE,NAME=FILE."""
+    if not text:
+        return {}, ["--answers is missing: NAME=test.json,NAME=test.json, one for each system"]
+    answers: dict[str, str] = {}
+    problems = []
+    for part in text.split(","):
+        name, equals, path = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and path):
+            problems.append(f'--answers: "{part}" is not NAME=FILE')
+        elif set(name) & set('|*<>"\n'):
+            problems.append(f"--answers: the name {name} holds one of | * < > and quotes")
+        elif name in answers:
+            problems.append(f"--answers: {name} is given twice")
+        elif not os.path.exists(path):
+            problems.append(f"--answers: {path} does not exist")
+        answers[name] = path
+    if len(answers) > MOST_SYSTEMS:
+        problems.append(f"--answers: {len(answers)} systems are more than {MOST_SYSTEMS}")
+    return answers, problems
 
 
 def check_port(name: str, port: int) -> None:
