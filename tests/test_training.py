@@ -2,9 +2,11 @@
 
 import contextlib
 import inspect
+import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from torch.nn import functional
 
 import finetune
-from utils import models, training
+from utils import hooks, models, record, training
 from utils.batching import StepOrder, collate
 from utils.encode import IGNORED
 from utils.errors import EnvironmentFault
@@ -133,6 +135,32 @@ def test_a_wandb_without_a_login_is_told_in_one_line(module, fault):
     with pytest.raises(fault, match="No API key configured"):
         training.run(trainer, None)
     assert trainer.bar.close.called
+
+
+def test_a_second_gpu_in_sight_changes_no_step(quick, monkeypatch):
+    class TwoGpus(training.TrainingArguments):
+        def __post_init__(self):
+            super().__post_init__()
+            assert self.device.type == "cpu"  # asking for it counts the GPUs
+            self._n_gpu = 2
+
+    monkeypatch.setattr(training, "TrainingArguments", TwoGpus)
+    finetune.train(**quick)
+    assert record.read(quick["output_dir"])["steps"] == 3
+
+
+def test_the_clock_of_a_step_runs_until_its_loss_is_a_number(tmp_path, monkeypatch):
+    """A GPU is still at work when the step ends for Python."""
+    clock = [1.0]
+    monkeypatch.setattr(hooks, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    metrics, state = hooks.Metrics(tmp_path), SimpleNamespace(global_step=1)
+    metrics.trainer = SimpleNamespace(step_tokens=3, step_tokens_read=7)
+    metrics.on_step_begin(None, state, None)
+    clock[0] = 1.5
+    metrics.on_step_end(None, state, None)
+    clock[0] = 4.5
+    metrics.on_log(SimpleNamespace(fp16=False), state, None, {"loss": 2.0})
+    assert (json.loads(metrics.path.read_text())["seconds"], metrics.tokens, metrics.seconds) == (3.5, 7, 3.5)
 
 
 def test_paths_are_relative_to_where_the_user_stands(quick, tmp_path, monkeypatch):

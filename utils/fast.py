@@ -20,6 +20,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
+from transformers.utils import is_flash_attn_2_available
 
 from utils.errors import ModelFault
 
@@ -57,7 +58,7 @@ def prepare(model, device: torch.device) -> nn.Linear:
     if not _is_last(head, model):
         raise ModelFault(f"{model.config.model_type} changes its logits behind the head: add --fast False")
     if can_pack(model):
-        model.get_base_model().set_attn_implementation(_attention(device))
+        model.get_base_model().set_attn_implementation(_attention(model, device))
     model.set_output_embeddings(nn.Identity())
     return head
 
@@ -74,9 +75,11 @@ def _is_last(head: nn.Module | None, model) -> bool:
     return len(computed) == 1 and logits.dtype == computed[0].dtype and torch.equal(logits, computed[0])
 
 
-def _attention(device: torch.device) -> str:
-    """flash-attn's kernel for rows of different lengths where it is installed, else one call a row."""
-    if _offers(device, "flash_attn"):
+def _attention(model, device: torch.device) -> str:
+    """flash-attn's kernel for rows of different lengths where it is installed, else one call a row. The kernel computes
+    in 16 bits only, as a quantised model does on a GPU."""
+    is_half = model.dtype.itemsize == 2 or getattr(model, "is_quantized", False)
+    if device.type == "cuda" and is_half and is_flash_attn_2_available():
         return "flash_attention_2"
     AttentionInterface.register(ROWS, rows_attention)
     return ROWS
@@ -128,8 +131,8 @@ class FusedLora(LoraLinear):
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """x (..., in) -> (..., out)."""
-        if self.disable_adapters or self.merged or not self.training:
-            return super().forward(x, *args, **kwargs)
+        if self.disable_adapters or self.merged or not self.training or x.dtype == torch.float16:
+            return super().forward(x, *args, **kwargs)  # in float16 the gradients of many tokens would become 0
         (name,) = self.active_adapters
         keep = dropout_mask(x, getattr(self.lora_dropout[name], "p", 0.0))
         base = self.base_layer

@@ -84,12 +84,8 @@ class Metrics(TrainerCallback):
         """Start the step's clock: evaluating and saving do not count."""
         self.begin = time.monotonic()
 
-    def on_step_end(self, args, state, control, **kwargs):
-        """Stop the step's clock."""
-        self.step_seconds = time.monotonic() - self.begin
-
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Append what the Trainer logs for this step."""
+        """Append what the Trainer logs for this step, and stop its clock: only now is a GPU done with it."""
         known = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch")
         line = {"step": state.global_step} | {key: logs[key] for key in known if key in logs}
         if not math.isfinite(logs.get("eval_loss", 0)):
@@ -97,12 +93,13 @@ class Metrics(TrainerCallback):
             raise ModelFault(f"the validation loss is {logs['eval_loss']} at step {state.global_step}: {advice}")
         if "loss" in logs:
             self._refuse_spoiled(args, state.global_step, logs)
+            seconds = time.monotonic() - self.begin
             line |= {
                 "tokens": self.trainer.step_tokens,
                 "tokens_read": self.trainer.step_tokens_read,
-                "seconds": round(self.step_seconds, 3),
+                "seconds": round(seconds, 3),
             }
-            self.tokens, self.seconds = self.tokens + line["tokens_read"], self.seconds + self.step_seconds
+            self.tokens, self.seconds = self.tokens + line["tokens_read"], self.seconds + seconds
         if len(line) > 2:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

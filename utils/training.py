@@ -124,8 +124,9 @@ class StageTrainer(Trainer):
                 if self.cadence.signal is not None:
                     raise hooks.Stopped
                 rows = [dataset[index] for index in order[start : start + size]]
-                loss, count = label_loss(model, self._prepare_inputs(self.data_collator(rows)), self.head)
-                total, tokens = total + loss.item(), tokens + count
+                for part in parts_of(self._prepare_inputs(self.data_collator(rows)), self.part_tokens):
+                    loss, count = label_loss(model, part, self.head)
+                    total, tokens = total + loss.item(), tokens + count
         return total / tokens
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
@@ -215,6 +216,7 @@ def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int
         disable_tqdm=False,
         run_name=flags["wandb_run_name"] or None,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # or each GPU that can be seen takes micro_batch_size rows more a step
     cadence, metrics = hooks.Cadence(steps.every, evaluates), hooks.Metrics(Path(flags["output_dir"]))
     head = fast.prepare(model, device) if flags["fast"] else None
     packed = flags["fast"] and fast.can_pack(model)
