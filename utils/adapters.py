@@ -153,9 +153,10 @@ def apply_adapter(model, folder: Path | None):
     """
     if folder is None:
         return model
-    source = adapter_file(folder)
+    source, config = adapter_file(folder), read_config(folder)
+    refuse_merged_linear(folder, config, {})
     try:
-        model = get_peft_model(model, _lora_config({**read_config(folder), "inference_mode": True}))
+        model = get_peft_model(model, _lora_config({**config, "inference_mode": True}))
     except ValueError as error:
         raise ModelFault(f"{folder}: the adapter does not fit this base model: {str(error).splitlines()[0]}") from None
     weights = read_weights(source)
@@ -189,8 +190,8 @@ def unmerged(model, adapters: list[Adapter]):
 
 
 def _lora_config(config: dict) -> LoraConfig:
-    """Old files carry keys that PEFT no longer knows, or null."""
-    known = inspect.signature(LoraConfig).parameters
+    """Old files carry keys that PEFT no longer knows, or null. Of another path to the base it would warn."""
+    known = inspect.signature(LoraConfig).parameters.keys() - {"base_model_name_or_path"}
     return LoraConfig(**{key: value for key, value in config.items() if key in known and value is not None})
 
 
