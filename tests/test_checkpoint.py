@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import both_families
 from safetensors.torch import load_file, save_file
 
 import finetune
@@ -267,6 +268,16 @@ def test_a_base_with_missing_weights_is_refused(base, tmp_path):
     weights.pop("model.norm.weight")
     save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelFault, match=r"missing keys .*model\.norm\.weight"):
+        models.load_base(tmp_path / "base", False, False, "auto", torch.device("cpu"))
+
+
+@both_families
+def test_a_base_with_more_layers_than_its_configuration_is_refused(base, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    depth = "n_layer" if config["model_type"] == "bloom" else "num_hidden_layers"
+    (tmp_path / "base/config.json").write_text(json.dumps({**config, depth: config[depth] - 1}))
+    with pytest.raises(ModelFault, match=r"config\.json has no place for weights .*input_layernorm\.weight"):
         models.load_base(tmp_path / "base", False, False, "auto", torch.device("cpu"))
 
 

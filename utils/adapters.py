@@ -154,8 +154,9 @@ def apply_adapter(model, folder: Path | None, name: str = "default"):
     """
     if folder is None:
         return model
-    source = adapter_file(folder)
-    config = _lora_config({**read_config(folder), "inference_mode": True})
+    source, settings = adapter_file(folder), read_config(folder)
+    refuse_merged_linear(folder, settings, {})
+    config = _lora_config({**settings, "inference_mode": True})
     try:
         if isinstance(model, PeftModel):
             model.add_adapter(name, config)

@@ -70,7 +70,7 @@ def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device
     """The base model for training or answers, every weight accounted for.
 
     Unquantised it keeps its dtype (see runtime.compute_dtype). Raises ModelFault for missing, unexpected or unreadable
-    weights: transformers itself would fill them with random numbers and go on.
+    weights: transformers itself would fill them with random numbers, leave them out, and go on.
     """
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
@@ -109,6 +109,9 @@ def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device
         if report[what]:
             names = sorted(map(str, report[what]))
             raise ModelFault(f"{folder}: {what.replace('_', ' ')} in the base model: {_some(names)}")
+    # Beside weights, old checkpoints hold buffers that nobody needs today (masks, rotary frequencies).
+    if unused := sorted(name for name in report["unexpected_keys"] if name.endswith(".weight")):
+        raise ModelFault(f"{folder}: config.json has no place for weights of the base model: {_some(unused)}")
     return model
 
 
