@@ -26,7 +26,10 @@ def users(auth: str) -> list[tuple[str, str]]:
     if not auth:
         return []
     is_file = Path(auth).is_file()
-    lines = Path(auth).read_text(encoding="utf-8").splitlines() if is_file else [auth]
+    try:
+        lines = Path(auth).read_text(encoding="utf-8-sig").splitlines() if is_file else [auth]
+    except UnicodeDecodeError:
+        raise ArgumentFault(f"--auth: {auth} is not UTF-8") from None
     pairs = [tuple(line.strip().split(":", 1)) for line in lines if line.strip()]
     if not pairs or not all(len(pair) == 2 and all(pair) for pair in pairs):
         where = auth if is_file else "the value"
