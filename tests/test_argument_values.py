@@ -195,6 +195,12 @@ def test_a_port_that_is_taken_is_an_environment_fault(monkeypatch, capsys):
     assert line == f"generate.py: error: --server_port: {port} of 127.0.0.1 cannot be had: Address already in use\n"
 
 
+def test_a_server_name_that_is_no_name_is_an_environment_fault(monkeypatch, capsys):
+    argv = command("generate.py", "--server_name=nowhere.invalid", "--server_port=1", "--auth=li:1")
+    code, _, line = ends(MAIN["generate.py"], argv, monkeypatch, capsys, "generate.py")
+    assert code == 5 and line.endswith("--server_port: 1 of nowhere.invalid cannot be had: no such name\n")
+
+
 @pytest.mark.parametrize("package, flag", [("wandb", "--wandb_project=p"), ("tensorboard", "--tensorboard")])
 def test_a_logger_that_is_not_installed_is_an_environment_fault(package, flag, monkeypatch, capsys):
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)

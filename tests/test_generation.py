@@ -155,6 +155,16 @@ def test_an_answer_ends_where_the_context_does(assistant):
     assert whole["seconds"] >= 0
 
 
+def test_a_character_that_the_answer_ends_within_is_left_out(assistant):
+    tokenizer = assistant.tokenizer
+    ids = tokenizer("好😀", add_special_tokens=False).input_ids
+    for last in (tokenizer.eos_token_id, tokenizer("#", add_special_tokens=False).input_ids[-1]):
+        answer = generation.Answer(tokenizer, ("#",), 99)
+        for token in [*ids[:-1], last]:
+            answer.add(token)
+        assert (answer.text, answer.finish_reason) == ("好", "stop")
+
+
 def test_an_answer_cut_by_max_new_tokens_says_so(assistant):
     prompt = assistant.prompt_ids({"instruction": "我睡不着怎么办？"})
     sampling = Sampling(max_new_tokens=2)

@@ -49,11 +49,8 @@ class Answer:
     def text(self) -> str:
         """What can be shown: no half character; no stop text, nor what may become one."""
         text = self._decoded()
-        if starts := [text.index(stop) for stop in self._stop if stop in text]:
-            return text[: min(starts)]
-        if self.finish_reason == "stop":
-            return text
-        text = text.rstrip(HALF)
+        end = min((text.index(stop) for stop in self._stop if stop in text), default=None)
+        text = text[:end].rstrip(HALF)
         return text if self.finish_reason else text[: len(text) - _beginning(text, self._stop)]
 
     def _decoded(self) -> str:

@@ -42,5 +42,5 @@ def check_port(name: str, port: int) -> None:
     try:
         socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET).close()
     except OSError as error:
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+        reason = os.strerror(error.errno) if error.errno > 0 else "no such name"  # below 0 it is the resolver's
         raise EnvironmentFault(f"--server_port: {port} of {name} cannot be had: {reason}") from None
