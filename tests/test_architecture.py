@@ -97,7 +97,9 @@ ONLY_IN = {
 AT_IMPORT = {
     "utils.models": {"transformers_logging.set_verbosity_error()"},
     "utils.plots": {"matplotlib.use('Agg')"},
-    "utils.web": {"os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')"},
+    "utils.web": {
+        "for variable in [name for name in os.environ if name.startswith('GRADIO_')]:\n    del os.environ[variable]"
+    },
 }
 # Files below the root that are started by themselves may make it importable.
 SEES_THE_ROOT = re.compile(r"sys\.path\.insert\(0, str\(Path\(__file__\)\.resolve\(\)\.parent(\.parent|s\[[12]\])\)\)")

@@ -11,6 +11,7 @@ from conftest import write_rows
 
 import finetune
 from utils import checks, values
+from utils.errors import ArgumentFault
 
 pytestmark = pytest.mark.usefixtures("nothing_starts")
 
@@ -177,6 +178,11 @@ def test_a_value_of_two_lines_is_told_in_one(monkeypatch, capsys):
 def test_users_come_from_the_flag_or_from_a_file_and_stop_texts_from_a_text_or_a_list():
     Path("users").write_text("li:密码:1\n\n wang:2 \n", encoding="utf-8")
     assert values.users("users") == [("li", "密码:1"), ("wang", "2")]
+    Path("bom").write_text("li:1\n", encoding="utf-8-sig")
+    assert values.users("bom") == [("li", "1")]
+    Path("gbk").write_bytes("李:1".encode("gbk"))
+    with pytest.raises(ArgumentFault, match="--auth: gbk is not UTF-8"):
+        values.users("gbk")
     assert values.users("li:a:b") == [("li", "a:b")] and values.users("") == []
     assert values.stop_texts("### 指令") == ("### 指令",) and values.stop_texts("") == ()
     assert values.stop_texts('["\\n\\n", "###"]') == ("\n\n", "###")
@@ -189,6 +195,12 @@ def test_a_port_that_is_taken_is_an_environment_fault(monkeypatch, capsys):
         code, out, line = ends(MAIN["generate.py"], argv, monkeypatch, capsys, "generate.py")
     assert (code, out) == (5, "")
     assert line == f"generate.py: error: --server_port: {port} of 127.0.0.1 cannot be had: Address already in use\n"
+
+
+def test_a_server_name_that_is_no_name_is_an_environment_fault(monkeypatch, capsys):
+    argv = command("generate.py", "--server_name=nowhere.invalid", "--server_port=1", "--auth=li:1")
+    code, _, line = ends(MAIN["generate.py"], argv, monkeypatch, capsys, "generate.py")
+    assert code == 5 and line.endswith("--server_port: 1 of nowhere.invalid cannot be had: no such name\n")
 
 
 @pytest.mark.parametrize("package, flag", [("wandb", "--wandb_project=p"), ("tensorboard", "--tensorboard")])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -171,6 +172,16 @@ def test_anything_else_is_refused_with_the_difference_named(change, named, stage
     assert code == 4 and line.endswith("--overwrite moves them away\n")
     assert re.search(f"test.json holds other answers \\(.*{named}", line)
     assert (tmp_path / "test.json").read_bytes() == before
+
+
+def test_an_adapter_at_another_scale_is_another_adapter(stage, tmp_path):
+    adapter = shutil.copytree(stage["output_dir"], tmp_path / "adapter")
+    given = flags(stage, tmp_path, lora_weights=str(adapter))
+    generate.main(**given)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": config["lora_alpha"] * 2}))
+    with pytest.raises(ModelFault, match=r"holds other answers \(adapter: "):
+        generate.main(**given)
 
 
 def test_a_file_that_is_not_ours_is_refused_and_overwrite_moves_it_away(stage, tmp_path):

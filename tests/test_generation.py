@@ -64,6 +64,32 @@ def test_beams_answer_too_and_show_it_once(assistant):
         assistant.respond("一加一等于几？", "", num_beams=3, temperature=1.0)
 
 
+def test_a_beam_search_near_the_contexts_end_cuts_no_other_short(assistant):
+    prompts = [assistant.prompt_ids({"instruction": text}) for text in ("我睡不着怎么办？", "长" * 40)]
+    sampling = Sampling(num_beams=2, max_new_tokens=30)
+
+    def outputs(*prompts: list[int]) -> list[tuple]:
+        found = generation.answer_batch(assistant.model, assistant.tokenizer, list(prompts), sampling, context)
+        return [(answer["output"], answer["finish_reason"]) for answer in found]
+
+    context = len(prompts[1]) + 2
+    assert outputs(*prompts) == [*outputs(prompts[0]), *outputs(prompts[1])]
+
+
+def test_a_beam_search_lets_others_in_between_its_steps(assistant, monkeypatch):
+    """A search for a long answer would hold up everybody else for as long as it takes."""
+    steps = []
+    call = generation.Stream.__call__
+    monkeypatch.setattr(
+        generation.Stream, "__call__", lambda self, *given, **more: steps.append(1) or call(self, *given, **more)
+    )
+    search = assistant.respond("我睡不着怎么办？", "", num_beams=2, max_new_tokens=400)
+    next(search)
+    assert list(assistant.respond("一加一等于几？", ""))[-1] == "2"
+    done = len(steps)
+    assert list(search)[-1] == ROWS[4]["output"] and len(steps) > done, "it was still going on"
+
+
 def test_who_leaves_a_beam_search_ends_it_and_frees_the_model(assistant):
     words = assistant.respond("一加一等于几？", "", num_beams=3, max_new_tokens=400)
     next(words)
@@ -127,6 +153,16 @@ def test_an_answer_ends_where_the_context_does(assistant):
     assert whole["output"].startswith(cut["output"]) and "\ufffd" not in cut["output"]
     assert short["tokens"] > 4 or short["finish_reason"] == "stop"
     assert whole["seconds"] >= 0
+
+
+def test_a_character_that_the_answer_ends_within_is_left_out(assistant):
+    tokenizer = assistant.tokenizer
+    ids = tokenizer("好😀", add_special_tokens=False).input_ids
+    for last in (tokenizer.eos_token_id, tokenizer("#", add_special_tokens=False).input_ids[-1]):
+        answer = generation.Answer(tokenizer, ("#",), 99)
+        for token in [*ids[:-1], last]:
+            answer.add(token)
+        assert (answer.text, answer.finish_reason) == ("好", "stop")
 
 
 def test_an_answer_cut_by_max_new_tokens_says_so(assistant):

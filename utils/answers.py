@@ -16,7 +16,7 @@ from utils.errors import DataFault, EnvironmentFault, ModelFault
 from utils.files import PART, disk_faults, json_text, sha256_file, write_atomic
 from utils.rows import Row
 from utils.tuned import Tuned
-from utils.weights import adapter_file
+from utils.weights import adapter_file, read_config
 
 SUFFIX = ".journal"
 # What changes an answer; where and how many at once does not.
@@ -45,14 +45,22 @@ def output_file(output_path: str, lora_weights: str, base_model: str) -> Path:
 
 def describe(flags: Mapping[str, object], base: Mapping, tuned: Tuned, prompts: Sequence[Row]) -> dict:
     """What is asked of what: the first line of a journal. Two runs with the same one have the same answers."""
-    texts = json.dumps(prompts, ensure_ascii=False, sort_keys=True).encode("utf-8")
     return {
-        "prompts": {"count": len(prompts), "sha256": hashlib.sha256(texts).hexdigest()},
+        "prompts": {"count": len(prompts), "sha256": _hash(prompts)},
         "base model": base["fingerprint"],
-        "adapter": sha256_file(adapter_file(tuned.folder)) if tuned.folder else "",
+        "adapter": _adapter(tuned.folder) if tuned.folder else "",
         "template": {"name": tuned.prompter.name, "sha256": tuned.prompter.sha256},
         "settings": {name: flags[name] for name in SETTINGS},
     }
+
+
+def _adapter(folder: Path) -> dict[str, str]:
+    """What an adapter answers with: its weights, and (in its configuration) the scale that they are added at."""
+    return {"weights": sha256_file(adapter_file(folder)), "configuration": _hash(read_config(folder))}
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def begin(flags: Mapping[str, object], base: Mapping, tuned: Tuned, prompts: Sequence[Row]) -> "Target":

@@ -58,7 +58,8 @@ def run(main: Callable[..., None] | Mapping[str, Callable[..., None]], argv: lis
 
 
 _ENVIRONMENT = {
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENAMETOOLONG
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENAMETOOLONG,
+    errno.EADDRINUSE,
 }  # fmt: skip
 _DEBUG = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
 

@@ -7,7 +7,6 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
 MOST_BYTES = 2_000_000  # of a request: the longest message, six bytes a character, with its conversation's settings
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 EVERYWHERE = ("0.0.0.0", "::")
 
 
@@ -22,8 +21,8 @@ def middleware(server_name: str, share: bool) -> list[Middleware]:
 def _hosts(server_name: str, share: bool) -> list[str]:
     if server_name in EVERYWHERE:
         return ["*"]  # behind a login, under names that only the network knows
-    names = [*LOOPBACK, server_name, *(["*.gradio.live"] if share else [])]
-    return [name for name in names if ":" not in name] + ["["] * any(":" in name for name in (server_name,))
+    name = f"[{server_name}]" if ":" in server_name else server_name  # as in an address
+    return ["localhost", "127.0.0.1", name, *(["*.gradio.live"] if share else [])]
 
 
 class Guard:

@@ -49,11 +49,8 @@ class Answer:
     def text(self) -> str:
         """What can be shown: no half character; no stop text, nor what may become one."""
         text = self._decoded()
-        if starts := [text.index(stop) for stop in self._stop if stop in text]:
-            return text[: min(starts)]
-        if self.finish_reason == "stop":
-            return text
-        text = text.rstrip(HALF)
+        end = min((text.index(stop) for stop in self._stop if stop in text), default=None)
+        text = text[:end].rstrip(HALF)
         return text if self.finish_reason else text[: len(text) - _beginning(text, self._stop)]
 
     def _decoded(self) -> str:
@@ -72,7 +69,7 @@ def answer_batch(model, tokenizer, prompts: list[list[int]], sampling: Sampling,
     Seconds are counted from the start of the batch. An answer is cut where the context (tokens, prompt included) ends.
     """
     if sampling.num_beams > 1:
-        return _search(model, tokenizer, prompts, sampling, context)
+        return _searches(model, tokenizer, prompts, sampling, context)
     begin = time.monotonic()
     decoder = Decoder(model, prompts, sampling, tokenizer.pad_token_id)
     limits = [min(sampling.max_new_tokens, context - len(prompt)) for prompt in prompts]
@@ -94,6 +91,18 @@ def _result(answer: Answer, seconds: float) -> dict:
         "tokens": answer.tokens,
         "seconds": round(seconds, 3),
     }
+
+
+def _searches(model, tokenizer, prompts: list[list[int]], sampling: Sampling, context: int) -> list[dict]:
+    """Beam searches: together, but a prompt near the context's end alone, since a search has one length for all."""
+    rows = range(len(prompts))
+    alone = [[row] for row in rows if context - len(prompts[row]) < sampling.max_new_tokens]
+    together = [row for row in rows if [row] not in alone]
+    found: dict[int, dict] = {}
+    for group in filter(None, [*alone, together]):
+        searched = _search(model, tokenizer, [prompts[row] for row in group], sampling, context)
+        found |= zip(group, searched, strict=True)
+    return [found[row] for row in rows]
 
 
 @torch.inference_mode()
@@ -185,9 +194,17 @@ class Assistant:
         found = []
 
         def search(callback) -> None:
+            def between_steps(state: torch.Tensor) -> None:
+                callback(state)
+                self._lock.release()
+                time.sleep(0.001)  # a lock is not fair: who waits for it needs a moment to take it
+                self._lock.acquire()
+                self._activate()
+
+            criteria = [Stream(between_steps)]
             with self._lock:
                 self._activate()
-                found.extend(_search(self.model, self.tokenizer, [prompt], sampling, self.context, [Stream(callback)]))
+                found.extend(_search(self.model, self.tokenizer, [prompt], sampling, self.context, criteria))
 
         with Iteratorize(search) as steps:
             for _ in steps:

@@ -4,12 +4,17 @@ conversation: names (what can answer), about(name), defaults and ranges of the s
 input, history, settings), which yields pieces with .text and .notice; all that it refuses it raises with one line.
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# From these Gradio takes files to serve (an empty allowed_paths does not overrule them), an editor of its own code, and
+# where it is: what the page needs is said in `serve`.
+for variable in [name for name in os.environ if name.startswith("GRADIO_")]:
+    del os.environ[variable]
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
-import gradio
+import gradio  # noqa: E402 - it reads the environment
 
 TEXTS = {
     "chat": ("Chat", "对话"),
@@ -123,7 +128,7 @@ def _chat_tab(conversation, adapter, settings: dict, examples, rows_of) -> None:
         *before, (text, _) = values[turns]
         seed = values[settings["seed"]]
         if values[settings["temperature"]] and isinstance(seed, int):
-            seed += 1  # the same seed would draw the same answer
+            seed = (seed + 1) % 2**32  # the same seed would draw the same answer
         for update in answer({**values, settings["seed"]: seed}, text, before):
             yield {**update, settings["seed"]: seed, message: gradio.skip()}
 
@@ -221,28 +226,36 @@ def serve(
     """Open the page and stay until the process ends. server_port 0: Gradio's usual 7860, or the next free one.
 
     users: (name, password) of those who may log in, [] for no login; middleware: what stands in front of the page.
-    Everything that Gradio would take from the environment is said here. Raises OSError where the port is taken.
+    Raises OSError where the port is taken.
     """
     if users:
         where = "everybody with its address" if share else f"whoever reaches {server_name}"
         print(f"the page is open to {where}, behind a login of {len(users)} users")
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own page before it is ready: not by way of a proxy
+        os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), "localhost", "127.0.0.1", server_name])
     page.queue(max_size=WAITING, default_concurrency_limit=TOGETHER, api_open=True)
-    page.launch(
-        server_name=server_name,
-        server_port=server_port or None,
-        share=share,
-        auth=users or None,
-        i18n=texts(),
-        app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
-        max_file_size="1kb",
-        allowed_paths=[],
-        state_session_capacity=1000,
-        strict_cors=True,
-        enable_monitoring=False,
-        mcp_server=False,
-        ssr_mode=False,
-        pwa=False,
-        run_history=False,
-        footer_links=[],
-        show_error=False,
-    )
+    try:
+        page.launch(
+            server_name=f"[{server_name}]" if ":" in server_name else server_name,  # as in an address
+            server_port=server_port or None,
+            share=share,
+            auth=users or None,
+            i18n=texts(),
+            app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
+            max_file_size="1kb",
+            root_path="",
+            allowed_paths=[],
+            state_session_capacity=1000,
+            strict_cors=True,
+            enable_monitoring=False,
+            mcp_server=False,
+            ssr_mode=False,
+            pwa=False,
+            run_history=False,
+            footer_links=[],
+            show_error=False,
+        )
+    except OSError as error:
+        if error.errno is None:  # Gradio's own, when it has found no port
+            raise OSError(errno.EADDRINUSE, "", f"port {server_port or '7860 and those behind it'}") from None
+        raise
