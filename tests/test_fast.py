@@ -1,8 +1,6 @@
 """The fast path of training equals the plain one: per row, per gradient, with dropout, over a whole run."""
 
 import json
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -281,40 +279,6 @@ def test_the_loss_in_parts_is_the_whole_one(monkeypatch):
     (expected,) = torch.autograd.grad(plain * 0.25, hidden)
     torch.testing.assert_close(loss, plain, rtol=1e-5, atol=0)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_a_gpu_with_flash_attn_uses_its_kernel_where_that_can_compute(monkeypatch):
-    gpu = torch.device("cuda")
-    whole, half = (SimpleNamespace(dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    quantised = SimpleNamespace(dtype=torch.float32, is_quantized=True)  # its norms; under autocast in 16 bits
-    monkeypatch.setattr(fast, "is_flash_attn_2_available", lambda: True)
-    assert fast._attention(half, gpu) == fast._attention(quantised, gpu) == "flash_attention_2"
-    assert fast._attention(half, CPU) == fast._attention(whole, gpu) == fast.ROWS
-    monkeypatch.setattr(fast, "is_flash_attn_2_available", lambda: False)
-    assert fast._attention(half, gpu) == fast.ROWS
-
-
-def test_a_gpu_with_liger_kernel_uses_its_loss(monkeypatch):
-    """In the place of the package and of the GPU: what is given to it, and that the CPU does without."""
-    given = []
-
-    class Loss:
-        def __init__(self, **settings):
-            given.append(settings)
-
-        def __call__(self, weight, hidden, targets, bias):
-            given.append((weight, hidden.shape, targets, bias))
-            return "theirs"
-
-    liger = SimpleNamespace(LigerFusedLinearCrossEntropyLoss=Loss)
-    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", liger)
-    monkeypatch.setattr(fast, "find_spec", lambda name: object())
-    head, targets = nn.Linear(4, 9), torch.tensor([3, 5])
-    on_gpu = SimpleNamespace(device=torch.device("cuda"), shape=(2, 4))
-    assert fast.summed_loss(on_gpu, head, targets) == "theirs"
-    assert given == [{"reduction": "sum"}, (head.weight, (2, 4), targets, head.bias)]
-    assert fast.summed_loss(torch.ones(2, 4), head.requires_grad_(False), targets).ndim == 0
 
 
 def test_the_parts_of_a_batch_are_its_rows_in_order():
