@@ -1,0 +1,76 @@
+"""Where the page is served, and that nobody but the command line says so."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from test_web import Conversation, free_port, launch
+
+from utils import cli, gate, web
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def taken():
+    """A port that another page has."""
+    page, port, _ = launch(Conversation())
+    yield port
+    page.close()
+
+
+def test_the_page_is_served_on_ipv6_too():
+    page, port, _ = launch(Conversation(), name="::1")
+    try:
+        assert httpx.get(f"http://[::1]:{port}/config").status_code == 200
+        assert httpx.get(f"http://[::1]:{port}/config", headers={"host": "evil"}).status_code == 400
+    finally:
+        page.close()
+
+
+def test_a_port_that_is_lost_while_the_model_loads_is_the_environments_fault(taken, monkeypatch, capsys):
+    page = web.build(Conversation(), "Test", [], str)
+    monkeypatch.setattr(sys, "argv", ["generate.py"])
+
+    def main() -> None:
+        web.serve(page, "127.0.0.1", taken, False, [], gate.middleware("127.0.0.1", False))
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(main, [])
+    assert end.value.code == 5
+    assert capsys.readouterr().err == f"generate.py: error: Address already in use: port {taken}\n"
+
+
+HOSTILE = {
+    "GRADIO_ALLOWED_PATHS": "/", "GRADIO_ROOT_PATH": "/evil", "GRADIO_VIBE_MODE": "1", "GRADIO_WATCH_DIRS": "/",
+    "GRADIO_MCP_SERVER": "True", "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SHARE": "True", "GRADIO_DEBUG": "x",
+    "GRADIO_TEMP_DIR": "/", "GRADIO_ANALYTICS_ENABLED": "True", "http_proxy": "http://127.0.0.1:9",
+}  # fmt: skip
+SERVE = """
+import sys
+sys.path[:0] = sys.argv[2:]
+import test_web
+from utils import gate, web
+page = web.build(test_web.Conversation(), "Test", [], str)
+web.serve(page, "127.0.0.1", int(sys.argv[1]), False, [], gate.middleware("127.0.0.1", False))
+"""
+
+
+def test_the_environment_opens_nothing(tmp_path):
+    """No file of this machine, no editor of its code, no other address; a proxy for the network is not in the way."""
+    (tmp_path / "secret").write_text("secret")
+    port, environment = free_port(), {**os.environ, **HOSTILE}
+    command = [sys.executable, "-c", SERVE, str(port), str(ROOT), str(ROOT / "tests")]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert "Running on local URL" in next(iter(process.stdout), "")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as http:
+            assert http.get(f"/gradio_api/file={tmp_path / 'secret'}").status_code == 403
+            assert http.get("/config").json()["root"] == f"http://127.0.0.1:{port}"
+            assert http.post("/gradio_api/vibe-edit", json={"prompt": "x"}).status_code == 403
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
