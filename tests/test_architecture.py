@@ -45,7 +45,7 @@ TABLE = {
     "record": ("prompter", ""),
     "batching": ("encode", "torch"),
     "runtime": ("", "psutil torch"),
-    "models": ("fast runtime vocabulary", "torch transformers peft bitsandbytes"),
+    "models": ("fast runtime vocabulary weights", "torch transformers peft bitsandbytes"),
     "weights": ("", "torch safetensors"),
     "lora": ("weights", "torch"),
     "adapters": ("record checkpoint lora weights", "torch peft"),

@@ -281,6 +281,18 @@ def test_a_base_with_more_layers_than_its_configuration_is_refused(base, tmp_pat
         models.load_base(tmp_path / "base", False, False, "auto", torch.device("cpu"))
 
 
+@both_families
+def test_a_base_whose_configuration_says_no_dtype_keeps_that_of_its_weights(base, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(weights, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+    (tmp_path / "base/config.json").write_text(json.dumps(config))
+    assert models.load_base(tmp_path / "base", False, False, "auto", torch.device("cpu")).dtype == torch.bfloat16
+    assert models.empty_base(tmp_path / "base").dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("length", [0, 100, 5000])
 def test_a_truncated_base_is_refused(base, tmp_path, length):
     shutil.copytree(base, tmp_path / "base")

@@ -8,7 +8,14 @@ from conftest import LINEAR, both_families
 from safetensors.torch import load_file
 from tiny_models import tiny_llama
 from torch import nn
-from transformers import BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)  # fmt: skip
 
 from utils import fast, models, training
 from utils.batching import collate, collate_packed, parts_of, tokens_of
@@ -317,3 +324,10 @@ def test_a_run_in_parts_is_the_run_in_one(quick, train, tmp_path, monkeypatch):
     for name in adapters[0]:
         torch.testing.assert_close(adapters[0][name], adapters[1][name], rtol=1e-2, atol=1e-4)
     assert set(rows_at_once) == {1}  # those of the evaluations too
+
+
+def test_a_model_that_reads_its_heads_weight_still_finds_it():
+    config = MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, state_size=4)
+    model = models.add_lora(MambaForCausalLM(config), 2, 4, 0.0, ("in_proj",), is_fast=True)
+    fast.prepare(model, CPU)
+    assert model(input_ids=torch.tensor([[1, 2]])).logits.shape == (1, 2, 8)

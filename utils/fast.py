@@ -59,7 +59,9 @@ def prepare(model, device: torch.device) -> nn.Linear:
         raise ModelFault(f"{model.config.model_type} changes its logits behind the head: add --fast False")
     if can_pack(model):
         model.get_base_model().set_attn_implementation(_attention(model, device))
-    model.set_output_embeddings(nn.Identity())
+    through = nn.Identity()
+    through.weight = head.weight  # Mamba's forward reads its dtype
+    model.set_output_embeddings(through)
     return head
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )  # fmt: skip
 from transformers.utils import logging as transformers_logging
 
-from utils import fast, runtime, vocabulary
+from utils import fast, runtime, vocabulary, weights
 from utils.errors import ArgumentFault, ModelFault
 
 transformers_logging.set_verbosity_error()  # its load report is replaced by the checks below
@@ -35,7 +35,17 @@ def load_config(folder: Path):
     is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
     if not is_causal or (type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)):
         raise ModelFault(f"{folder}: {config.model_type} is no causal language model")
+    config.dtype = config.dtype or _stored_dtype(folder)
     return config
+
+
+def _stored_dtype(folder: Path) -> torch.dtype | None:
+    """That of the first weight, for a config.json that does not say it (BLOOM's of 2022): float32 in place of float16
+    would take twice the memory. None where no weights can be read: who loads them says so."""
+    try:
+        return next((tensor.dtype for _, tensor in weights.read_base(folder) if tensor.is_floating_point()), None)
+    except ModelFault:
+        return None
 
 
 def load_tokenizer(folder: Path | str):
