@@ -53,7 +53,7 @@ def test_the_lineage_is_told(talk, stage):
     assert talk.about("adapter").startswith(f"{base} → adapter (stage 1: rows.json, 8 rows")
     assert "template alpaca_short" in talk.about("adapter")
     run = record.read(Path(stage["output_dir"]))
-    assert tuned._about(None, {"path": "a/b"}, generation.Prompter("alpaca")) == "b · template alpaca" and run
+    assert tuned._about(None, {"path": Path("a/b")}, generation.Prompter("alpaca")) == "b · template alpaca" and run
 
 
 def test_history_reaches_the_model_and_is_cut_by_tokens_from_the_front(talk, monkeypatch):
