@@ -23,6 +23,7 @@ CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("no chromium here (apt-get install chromium)", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here (pip install playwright)")
+playwright.expect.set_options(timeout=15000)  # a busy machine is no fault of the page
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -172,7 +173,10 @@ def test_an_error_is_shown_in_one_line_and_the_page_goes_on(browser, made_up):
 def test_an_instruction_an_example_and_a_setting(browser, made_up):
     page = visit(browser, made_up[0])
     page.get_by_text("Settings", exact=True).click()
+    page.wait_for_timeout(1000)  # the settings unfold
     page.get_by_label("Seed").fill("7")
+    page.get_by_label("Seed").press("Tab")
+    playwright.expect(page.get_by_label("Seed")).to_have_value("7")
     page.get_by_role("tab", name="Instruction").click()
     page.get_by_role("button", name="例", exact=True).last.click()
     playwright.expect(page.locator("#input textarea")).to_have_value("子")
