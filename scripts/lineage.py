@@ -20,7 +20,10 @@ from utils.errors import ArgumentFault, Fault, ModelFault
 from utils.prompter import Prompter
 
 
-def show(*out: str, png: str = "") -> None:
+def show(
+    *out: str,  # one folder
+    png: str = "",
+) -> None:
     """Draw the chain behind OUT: base, stages, data, rows, template, steps, losses, dates; then what was forgotten.
 
     png: draw what was forgotten as a heatmap into this file, too.

@@ -5,12 +5,15 @@ number 7 and `Flase` into a true text. So every token is checked against the sig
 does fire call the function, with parsers that follow the annotations (bool, int, float, str, tuple of str).
 """
 
+import ast
 import difflib
 import errno
 import inspect
 import logging
 import os
+import re
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -192,16 +195,52 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def help_text(main: Callable[..., None], script: str) -> str:
-    """The function's docstring and one line a flag: name, type, default."""
+    """The function's docstring and a line a flag: name, type, default; under it the comment that stands behind it."""
     words = _free_words(inspect.signature(main).parameters)
+    comments = _comments(inspect.getsource(main))
     usage = f"{script} {words.upper()} ..." if words else script
     lines = [inspect.cleandoc(main.__doc__ or ""), "", f"usage: python {usage} [--flag value ...]", ""]
     for name, parameter in inspect.signature(main).parameters.items():
         if name == words:
             continue
         kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))
-        default = parameter.default
-        shown = "[" + ",".join(default) + "]" if isinstance(default, tuple) else repr(default)
-        lines.append(f"  --{name:<24} {kind:<6} {shown}")
+        lines.append(f"  --{name:<24} {kind:<6} {shown(parameter.default)}")
+        lines += [f"      {comments[name]}"] if comments[name] else []
     lines.append(f"  --{'debug':<24} {'bool':<6} False (show the traceback of an error)")
     return "\n".join(lines)
+
+
+def shown(default: object) -> str:
+    """A flag's default as one would type it."""
+    return "[" + ",".join(default) + "]" if isinstance(default, tuple) else repr(default)
+
+
+def explained(source: str) -> dict[str, str]:
+    """{flag: what it does}, "" where nothing says so, from the source of a function whose signature is a command line.
+
+    The comment behind the parameter comes first; then what the docstring says behind `flag:` or `flag, other:`, where
+    this begins a line or a sentence, up to the next one or an empty line.
+    """
+    found = _comments(source)
+    for paragraph in (ast.get_docstring(_function(source)) or "").split("\n\n"):
+        _, *pieces = _TOLD.split(paragraph)
+        for names, text in zip(pieces[::2], pieces[1::2]):
+            for name in found.keys() & set(re.findall(r"\w+", names)):
+                found[name] = "; ".join(filter(None, [found[name], " ".join(text.split()).removesuffix(".")]))
+    return found
+
+
+_TOLD = re.compile(r"(?:^|(?<=[.] ))((?:--)?[a-z]\w*(?:, (?:--)?[a-z]\w*)*): ", re.MULTILINE)
+
+
+def _function(source: str) -> ast.FunctionDef:
+    (function,) = ast.parse(textwrap.dedent(source)).body
+    assert isinstance(function, ast.FunctionDef)
+    return function
+
+
+def _comments(source: str) -> dict[str, str]:
+    """{parameter: the comment behind it}."""
+    lines, arguments = source.splitlines(), _function(source).args
+    every = [*arguments.args, *([arguments.vararg] if arguments.vararg else []), *arguments.kwonlyargs]
+    return {argument.arg: lines[argument.lineno - 1].partition(",  # ")[2] for argument in every}
