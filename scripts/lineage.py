@@ -180,7 +180,7 @@ def forgotten(chain: list[dict], losses: list[list[float | None]]) -> list[list[
         cells = []
         for column, loss in enumerate(row):
             then = losses[column][column]
-            rise = f" {loss - then:+.3f}" if column < number - 1 and None not in (loss, then) else ""
+            rise = f" {loss - then:+.3f}" if column < number - 1 and loss is not None and then is not None else ""
             cells.append("-" if loss is None else f"{loss:.3f}{rise}")
         lines.append([str(number), stage["name"], *cells])
     return lines

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -92,7 +93,7 @@ def replayed(stages: list[dict], share: float, own: int, seed: int) -> tuple[lis
     return [dataset.choose(pool, chosen, share=share, own=own, seed=seed)], drawn
 
 
-def measure(stages: list[dict], mean_loss: Callable, tokenizer) -> list[dict]:
+def measure(stages: list[dict], mean_loss: Callable, tokenizer: Any) -> list[dict]:
     """Loss now on every earlier stage's held-out rows: [{"stage", "loss", "then"}], "then" being the loss that stage
     ended with; {"stage", "why"} where it cannot be measured.
 
