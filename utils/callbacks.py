@@ -22,6 +22,7 @@ class Stream(StoppingCriteria):
         self.callback = callback
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:
+        """Hand over; nobody is done yet."""
         self.callback(input_ids[0])
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 

@@ -131,7 +131,7 @@ def numbered(output: Path) -> list[Path]:
 
 
 def newest_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint, None where there never was one. Broken ones are named and kept as corrupt-…
+    """The newest whole checkpoint, None where there never was one. Broken ones are named and kept (corrupt-…).
 
     Raises ModelFault, with each reason, when there are (or were, kept as corrupt-…) checkpoints and none is whole.
     """

@@ -218,7 +218,7 @@ class Assistant:
             yield answer.text
 
     def _search(self, prompt: list[int], sampling: Sampling) -> Iterator[str]:
-        """ "" for every step of a beam search, which has no text before its end: a reader can leave at any of them."""
+        """An empty text a step of a beam search, which has none before its end: a reader can leave at any step."""
         found = []
 
         def search(callback: Callable[[torch.Tensor], None]) -> None:
