@@ -171,7 +171,7 @@ class Assistant:
         prompter: Prompter,
         sampling: Sampling,
         adapter: str = "",
-        lock: threading.Lock | None = None,
+        lock: "threading.Lock | None" = None,
     ):
         self.model, self.tokenizer, self.prompter, self.sampling = model.eval(), tokenizer, prompter, sampling
         self.context = context_of(model.config)
