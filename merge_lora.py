@@ -74,9 +74,7 @@ def prepare_proof(plan: Any) -> dict:
     return {"prompts": prompts, "device": device, "held": held}
 
 
-def forward_proof(
-    plan: Any, parts: list, merged: Path, prompts: list[list[int]], device: Any, held: str
-) -> dict:
+def forward_proof(plan: Any, parts: list, merged: Path, prompts: list[list[int]], device: Any, held: str) -> dict:
     """Base + adapters, then the merged model, one after the other in memory, on the same prompts."""
     from utils import adapters, models, proof
 

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import cli, files
 from utils.errors import DataFault
+from utils.flags import explained, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "scripts" / "FLAGS.md"
@@ -65,10 +66,10 @@ def commands(path: Path) -> dict[str, list[Flag]]:
     texts: dict[str, str] = {}
     found = {}
     for name, function in names.items():
-        explained = cli.explained("\n".join(source.splitlines()[function.lineno - 1 : function.end_lineno]))
-        texts = {flag: texts.get(flag) or text for flag, text in {**texts, **explained}.items()}
+        told = explained("\n".join(source.splitlines()[function.lineno - 1 : function.end_lineno]))
+        texts = {flag: texts.get(flag) or text for flag, text in {**texts, **told}.items()}
         found[name] = [
-            (flag, kind, default, explained[flag] or texts[flag]) for flag, kind, default in signature(function)
+            (flag, kind, default, told[flag] or texts[flag]) for flag, kind, default in signature(function)
         ]
     return found
 
@@ -93,7 +94,7 @@ def signature(function: ast.FunctionDef) -> Iterator[tuple[str, str, str]]:
         kind = ast.unparse(argument.annotation)
         infinite = ast.unparse(default) == "float('inf')"
         value = float("inf") if infinite else ast.literal_eval(default)
-        yield argument.arg, "list" if kind.startswith("tuple") else kind, "" if value in ("", ()) else cli.shown(value)
+        yield argument.arg, "list" if kind.startswith("tuple") else kind, "" if value in ("", ()) else shown(value)
 
 
 def section(script: str, found: dict[str, list[Flag]], tables: dict[str, dict[str, list[Flag]]]) -> Iterator[str]:
@@ -115,8 +116,8 @@ def section(script: str, found: dict[str, list[Flag]], tables: dict[str, dict[st
 def row(flag: Flag) -> str:
     """A flag's line in its table."""
     name, kind, default, text = (part.replace("|", "\\|") for part in flag)
-    shown = f"`{name.upper()} …`" if kind == "words" else f"`--{name}`"
-    return f"| {shown} | {kind} | {f'`{default}`' if default else ''} | {text} |"
+    asked = f"`{name.upper()} …`" if kind == "words" else f"`--{name}`"
+    return f"| {asked} | {kind} | {f'`{default}`' if default else ''} | {text} |"
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ TABLE = {
     "plots": ("", "matplotlib"),
     "checks": ("hub prompter rows values", ""),
     "values": ("", ""),
-    "cli": ("", "fire"),
+    "cli": ("flags", "fire"),
     "record": ("prompter", ""),
     "batching": ("encode", "torch"),
     "runtime": ("", "psutil torch"),
@@ -65,7 +65,7 @@ TABLE = {
     "journal": ("", ""),
     "tuned": ("checks hub prompter record", ""),
     "answers": ("journal rows tuned weights", ""),
-    "batch": ("answers encode generation prompter rows", "torch tqdm transformers"),
+    "batch": ("answers encode generation prompter rows", "torch tqdm"),
     "chat": ("generation rows", ""),
     "web": ("", "gradio"),
     "gate": ("", "starlette"),
@@ -78,6 +78,7 @@ TABLE = {
     "references": ("judging scores", "sacrebleu"),
     "sheets": ("checks judging scores stats", ""),
     "tables": ("judging scores verdicts", ""),
+    "flags": ("", ""),
 }
 SHARED = {"errors", "files"}
 LIGHT = (

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from utils import cli
+import generate
+from utils import cli, flags
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "scripts/FLAGS.md").read_text(encoding="utf-8")
@@ -73,7 +74,13 @@ def test_words_of_a_comment_and_of_the_docstring():
         """
     '''
     told = {"a": "the first; again", "bc": "the second, on two lines", "d": "both", "e": "both"}
-    assert cli.explained(source) == told | {"words": "what is left"}
+    assert flags.explained(source) == told | {"words": "what is left"}
+
+
+def test_help_shows_the_comment_under_its_flag():
+    shown = cli.help_text(generate.main, "generate.py")
+    assert re.search(r"  --num_beams +int +1\n      above 1 searches \(with temperature 0\)\n", shown)
+    assert re.search(r"  --temperature +float +0\.0\n  --top_p ", shown)  # the docstring tells of it
 
 
 def test_a_flag_that_nothing_explains_is_named(tmp_path):

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from utils.answers import Answers, Target
 from utils.encode import prompt_ids
@@ -18,9 +17,7 @@ from utils.prompter import Prompter
 from utils.rows import Row
 
 
-def encode_all(
-    tokenizer: PreTrainedTokenizerBase, prompter: Prompter, prompts: Sequence[Row], context: int, source: str
-) -> list[list[int]]:
+def encode_all(tokenizer, prompter: Prompter, prompts: Sequence[Row], context: int, source: str) -> list[list[int]]:
     """The prompts of `source` as ids. Raises DataFault naming those that fill the context (tokens), with counts."""
     encoded = [prompt_ids(tokenizer, prompter, row) for row in prompts]
     long = [f"prompt {number} ({len(ids)} tokens)" for number, ids in enumerate(encoded, 1) if len(ids) >= context]

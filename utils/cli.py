@@ -5,20 +5,16 @@ number 7 and `Flase` into a true text. So every token is checked against the sig
 does fire call the function, with parsers that follow the annotations (bool, int, float, str, tuple of str).
 """
 
-import ast
 import difflib
 import errno
 import inspect
 import logging
 import os
-import re
 import sys
-import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from utils.errors import ArgumentFault, Fault
 
@@ -45,7 +41,7 @@ def run(main: Callable[..., None] | Mapping[str, Callable[..., None]], argv: lis
     debug = "--debug" in argv  # until the line is read
     try:
         values = parse(main, argv)
-        debug = _bool(str(values.pop("debug", "False")))
+        debug = _bool(values.pop("debug", "False"))
         if not debug:  # the libraries' notes to their own developers
             warnings.simplefilter("ignore", FutureWarning)
             logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
@@ -99,7 +95,7 @@ def _call(main: Callable[..., None], values: dict[str, str | list[str]]) -> None
     global _given
     _given = frozenset(values)
     parameters = inspect.signature(main).parameters
-    words = values.pop(_free_words(parameters) or "", [])
+    words = values.pop(_free_words(parameters), [])
     SetParseFns(**{name: _parser(p.annotation) for name, p in parameters.items()})(main)
     SetParseFn(str)(main)  # what stands without a flag
     fire.Fire(main, command=[*words, *(f"--{name}={value}" for name, value in values.items())])
@@ -119,12 +115,11 @@ def parse(main: Callable[..., None], argv: list[str]) -> dict[str, str | list[st
     words = _free_words(parameters)
     values: dict[str, str | list[str]] = {}
     problems = []
-    free: list[str] = []
     tokens = list(argv)
     while tokens:
         token = tokens.pop(0)
         if words and not token.startswith("-"):
-            free.append(token)
+            values.setdefault(words, []).append(token)
             continue
         name, equals, value = token.removeprefix("--").partition("=")
         if not token.startswith("--") or name not in parameters or name == words:
@@ -149,7 +144,7 @@ def parse(main: Callable[..., None], argv: list[str]) -> dict[str, str | list[st
             problems.append(f"--{name}: {error}")
     if problems:
         raise ArgumentFault("; ".join(problems))
-    return values | {words: free} if words and free else values
+    return values
 
 
 def _unknown(token: str, name: str, parameters: dict) -> str:
@@ -161,9 +156,8 @@ def _unknown(token: str, name: str, parameters: dict) -> str:
     return f"unknown flag --{name}{hint}"
 
 
-def _parser(annotation: Any) -> Callable[[str], object]:
-    parsers: dict[Any, Callable[[str], object]] = {bool: _bool, int: _int, float: _float, str: str}
-    return parsers.get(annotation, _names)
+def _parser(annotation: object) -> Callable[[str], object]:
+    return {bool: _bool, int: _int, float: _float, str: str}.get(annotation, _names)
 
 
 def _bool(text: str) -> bool:
@@ -199,51 +193,17 @@ def _names(text: str) -> tuple[str, ...]:
 
 def help_text(main: Callable[..., None], script: str) -> str:
     """The function's docstring and a line a flag: name, type, default; under it the comment that stands behind it."""
+    from utils import flags
+
+    comments = flags.comments(inspect.getsource(main))
     words = _free_words(inspect.signature(main).parameters)
-    comments = _comments(inspect.getsource(main))
     usage = f"{script} {words.upper()} ..." if words else script
     lines = [inspect.cleandoc(main.__doc__ or ""), "", f"usage: python {usage} [--flag value ...]", ""]
     for name, parameter in inspect.signature(main).parameters.items():
         if name == words:
             continue
         kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))
-        lines.append(f"  --{name:<24} {kind:<6} {shown(parameter.default)}")
+        lines.append(f"  --{name:<24} {kind:<6} {flags.shown(parameter.default)}")
         lines += [f"      {comments[name]}"] if comments[name] else []
     lines.append(f"  --{'debug':<24} {'bool':<6} False (show the traceback of an error)")
     return "\n".join(lines)
-
-
-def shown(default: object) -> str:
-    """A flag's default as one would type it."""
-    return "[" + ",".join(default) + "]" if isinstance(default, tuple) else repr(default)
-
-
-def explained(source: str) -> dict[str, str]:
-    """{flag: what it does}, "" where nothing says so, from the source of a function whose signature is a command line.
-
-    The comment behind the parameter comes first; then what the docstring says behind `flag:` or `flag, other:`, where
-    this begins a line or a sentence, up to the next one or an empty line.
-    """
-    found = _comments(source)
-    for paragraph in (ast.get_docstring(_function(source)) or "").split("\n\n"):
-        _, *pieces = _TOLD.split(paragraph)
-        for names, text in zip(pieces[::2], pieces[1::2]):
-            for name in found.keys() & set(re.findall(r"\w+", names)):
-                found[name] = "; ".join(filter(None, [found[name], " ".join(text.split()).removesuffix(".")]))
-    return found
-
-
-_TOLD = re.compile(r"(?:^|(?<=[.] ))((?:--)?[a-z]\w*(?:, (?:--)?[a-z]\w*)*): ", re.MULTILINE)
-
-
-def _function(source: str) -> ast.FunctionDef:
-    (function,) = ast.parse(textwrap.dedent(source)).body
-    assert isinstance(function, ast.FunctionDef)
-    return function
-
-
-def _comments(source: str) -> dict[str, str]:
-    """{parameter: the comment behind it}."""
-    lines, arguments = source.splitlines(), _function(source).args
-    every = [*arguments.args, *([arguments.vararg] if arguments.vararg else []), *arguments.kwonlyargs]
-    return {argument.arg: lines[argument.lineno - 1].partition(",  # ")[2] for argument in every}

@@ -5,7 +5,6 @@ import sys
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 MOST_BYTES = 2_000_000  # of a request: the longest message, six bytes a character, with its conversation's settings
 EVERYWHERE = ("0.0.0.0", "::")
@@ -30,10 +29,10 @@ class Guard:
     """Refuses (413) a body of more than MOST_BYTES: at once where its length is told, else when so much has come. What
     fails behind it is answered (500), with one line on our own screen: Gradio would close the connection."""
 
-    def __init__(self, app: ASGIApp):
+    def __init__(self, app):
         self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope, receive, send) -> None:
         """One request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)

@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
 from utils.errors import ModelFault
@@ -29,8 +28,7 @@ class Cadence(TrainerCallback):
     """Evaluate and save at every n-th step and at the last one; end at a signal, with a checkpoint."""
 
     def __init__(self, every: int, evaluates: bool):
-        self.every, self.evaluates = every, evaluates
-        self.signal: signal.Signals | None = None
+        self.every, self.evaluates, self.signal = every, evaluates, None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -46,10 +44,10 @@ class Cadence(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _remember(self, number: int, frame: object) -> None:
+    def _remember(self, number, frame) -> None:
         self.signal = signal.Signals(number)
 
-    def _due(self, state: TrainerState) -> bool:
+    def _due(self, state) -> bool:
         return state.global_step % self.every == 0 or state.global_step >= state.max_steps
 
     def owes_evaluation(self, checkpoint: Path | None) -> bool:
@@ -61,9 +59,7 @@ class Cadence(TrainerCallback):
         done = any("eval_loss" in log and log["step"] == state.global_step for log in state.log_history)
         return self._due(state) and not done
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> TrainerControl:
+    def on_step_end(self, args, state, control, **kwargs):
         """Set the Trainer's flags for this step."""
         due = self._due(state)
         control.should_save = due or self.signal is not None
@@ -77,27 +73,18 @@ class Metrics(TrainerCallback):
 
     def __init__(self, folder: Path):
         self.path = folder / METRICS
-        self.trainer: Any = None  # set by training.build; a StageTrainer
+        self.trainer = None  # set by training.build; a StageTrainer
         self.tokens, self.seconds = 0, 0.0  # of the steps of this process
 
     def begin_at(self, checkpoint: Path | None) -> None:
         """Put back the lines as they were at the checkpoint, none for a new run: steps behind it are made again."""
         write_atomic(self.path, (checkpoint / METRICS).read_bytes() if checkpoint else "")
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_begin(self, args, state, control, **kwargs):
         """Start the step's clock: evaluating and saving do not count."""
         self.begin = time.monotonic()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **kwargs: object,
-    ) -> None:
+    def on_log(self, args, state, control, logs=None, **kwargs):
         """Append what the Trainer logs for this step, and stop its clock: only now is a GPU done with it."""
         known = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch")
         line = {"step": state.global_step} | {key: logs[key] for key in known if key in logs}
@@ -117,7 +104,7 @@ class Metrics(TrainerCallback):
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def _refuse_spoiled(self, args: TrainingArguments, step: int, logs: dict) -> None:
+    def _refuse_spoiled(self, args, step: int, logs: dict) -> None:
         """Stop before a spoiled adapter is saved; the checkpoint before it stays. Under fp16 the scaler meets infinite
         gradients on purpose and skips them."""
         loss, gradient = logs["loss"], logs.get("grad_norm", 0.0)
@@ -138,16 +125,12 @@ class Bar(ProgressCallback):
         self.metrics = metrics
         self.losses: dict[str, str] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args, state, control, **kwargs):
         """Begin the bar where the run begins, or goes on."""
         self.current_step = state.global_step
         self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=None)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_save(self, args, state, control, **kwargs):
         """The line in a log."""
         if self.training_bar is not None and self.training_bar.disable:
             speed = f"tokens_per_s={self._speed():.0f}"
@@ -157,14 +140,7 @@ class Bar(ProgressCallback):
     def _speed(self) -> float:
         return self.metrics.tokens / max(self.metrics.seconds, 1e-9)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **kwargs: object,
-    ) -> None:
+    def on_log(self, args, state, control, logs=None, **kwargs):
         """Show the speed and the losses."""
         self.losses |= {key: f"{logs[key]:.3f}" for key in ("loss", "eval_loss") if key in logs}
         if self.training_bar is not None:

@@ -15,9 +15,6 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     LlamaTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
 )  # fmt: skip
 from transformers.utils import logging as transformers_logging
 
@@ -27,7 +24,7 @@ from utils.errors import ArgumentFault, ModelFault
 transformers_logging.set_verbosity_error()  # its load report is replaced by the checks below
 
 
-def load_config(folder: Path) -> PreTrainedConfig:
+def load_config(folder: Path):
     """The base's configuration. Raises ModelFault where it is missing, unreadable, needs code of its own, or is not of
     a model that continues a text: one that sees the words behind, too, would learn to copy them.
     """
@@ -51,7 +48,7 @@ def _stored_dtype(folder: Path) -> torch.dtype | None:
         return None
 
 
-def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path | str):
     """The tokenizer with EOS and a padding id set; text such as "</s>" in data is text, never a special token.
 
     LLaMA has no padding token: id 0 (unk) is used, as in Alpaca-LoRA; padding is masked, so any id serves. BLOOM's is
@@ -79,9 +76,7 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(
-    folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device: torch.device
-) -> PreTrainedModel:
+def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device: torch.device):
     """The base model for training or answers, every weight accounted for.
 
     Unquantised it keeps its dtype (see runtime.compute_dtype). Raises ModelFault for missing, unexpected or unreadable
@@ -130,7 +125,7 @@ def load_base(
     return model
 
 
-def prepare_for_training(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def prepare_for_training(model, device: torch.device):
     """A quantised base made ready for gradients: norms in float32, and on a GPU activations recomputed (memory is why
     one quantises there). An unquantised base as it is.
 
@@ -145,19 +140,14 @@ def prepare_for_training(model: PreTrainedModel, device: torch.device) -> PreTra
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=device.type == "cuda")
 
 
-def empty_base(folder: Path) -> PreTrainedModel:
+def empty_base(folder: Path):
     """The base as its configuration draws it: all names and shapes, no weights, no memory."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(load_config(folder), trust_remote_code=False)
 
 
 def add_lora(
-    model: PreTrainedModel,
-    r: int,
-    alpha: int,
-    dropout: float,
-    target_modules: tuple[str, ...],
-    is_fast: bool = False,
+    model, r: int, alpha: int, dropout: float, target_modules: tuple[str, ...], is_fast: bool = False
 ) -> PeftModel:
     """The model with fresh float32 LoRA weights on the linear layers whose names end in one of target_modules.
 

@@ -6,14 +6,11 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import Trainer, TrainingArguments
@@ -49,9 +46,7 @@ def plan(rows: int, batch_size: int, num_epochs: int) -> Plan:
     return Plan(total, warmup=min(100, total // 10), every=max(1, min(200, total // 5)))
 
 
-def label_loss(
-    model: nn.Module, inputs: dict[str, torch.Tensor], head: nn.Linear | None = None
-) -> tuple[torch.Tensor, int]:
+def label_loss(model, inputs: dict[str, torch.Tensor], head=None) -> tuple[torch.Tensor, int]:
     """Summed cross-entropy over the supervised tokens of a batch, and their number.
 
     inputs: labels (rows, length) and what the model takes. Logits are computed in front of supervised tokens only,
@@ -75,7 +70,7 @@ class StageTrainer(Trainer):
     best: {"step", "loss"} of the lowest validation loss so far; best_weights: its adapter, on the CPU.
     """
 
-    def __init__(self, *args: Any, group_by_length: bool, head: nn.Linear | None = None, **kwargs: Any):
+    def __init__(self, *args, group_by_length: bool, head=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.group_by_length, self.head = group_by_length, head
         self.part_tokens = sys.maxsize if head is None else fast.part_tokens(self.args.device)
@@ -83,15 +78,13 @@ class StageTrainer(Trainer):
         self.best: dict | None = None
         self.best_weights: adapters.Weights = {}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> StepOrder:
+    def _get_train_sampler(self, train_dataset=None):
         dataset = train_dataset or self.train_dataset
         lengths = dataset["length"][:]
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return StepOrder(lengths, batch_size, self.args.seed, self.group_by_length)
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict], torch.Tensor | int | None]:
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
         """A step's micro batches and the number of its supervised tokens (kept for the metrics).
 
         Raises ModelFault for a step that has none: there would be nothing to learn, or a division by zero.
@@ -103,28 +96,20 @@ class StageTrainer(Trainer):
             raise ModelFault(f"step {self.state.global_step + 1} has no supervised token")
         return batches, tokens
 
-    def training_step(
-        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
+    def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward through a micro batch, on the fast path in parts: their gradients add up to the same."""
         return sum(
             super(StageTrainer, self).training_step(model, part, num_items_in_batch)
             for part in parts_of(inputs, self.part_tokens)
         )
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, dict]:
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The batch's share of the step's mean loss: summed over its tokens, divided by the tokens of the step."""
         loss, tokens = label_loss(model, inputs, self.head)
         loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
         return (loss, {}) if return_outputs else loss
 
-    def mean_loss(self, dataset: Any, title: str = "validation") -> float:
+    def mean_loss(self, dataset, title: str = "validation") -> float:
         """Mean negative log-likelihood (nats) over all supervised tokens of a data set, in batches of like length.
 
         Raises hooks.Stopped when a signal asks for the end.
@@ -144,9 +129,7 @@ class StageTrainer(Trainer):
                     total, tokens = total + loss.item(), tokens + count
         return total / tokens
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """{"eval_loss"} of the validation rows; keeps the adapter when it is the best one so far.
 
         A signal ends it at once; the checkpoint of this step is written and owes its evaluation to the run that goes
@@ -166,7 +149,7 @@ class StageTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+    def _save_checkpoint(self, model, trial) -> None:
         checkpoint.save(Path(self.args.output_dir), self.state.global_step, self._write_state)
 
     def _write_state(self, folder: Path) -> None:
@@ -181,7 +164,7 @@ class StageTrainer(Trainer):
         self._save_rng_state(str(folder))
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         folder = Path(resume_from_checkpoint)
         source = adapters.adapter_file(folder)
         adapters.set_lora_weights(self.model, adapters.read_weights(source), source)
@@ -195,9 +178,7 @@ class StageTrainer(Trainer):
             adapters.set_lora_weights(self.model, self.best_weights, Path(BEST_WEIGHTS))
 
 
-def build(
-    model: nn.Module, train_set: Any, val_set: Any, steps: Plan, flags: dict, pad_token_id: int, device: torch.device
-) -> StageTrainer:
+def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int, device: torch.device) -> StageTrainer:
     """The stage's trainer. flags: finetune.py's, by name."""
     loggers = [
         name for name, wanted in (("wandb", flags["wandb_project"]), ("tensorboard", flags["tensorboard"])) if wanted

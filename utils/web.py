@@ -1,9 +1,12 @@
-"""The chat page: a Gradio page around the conversation it is given; it knows nothing of models."""
+"""The chat page: a Gradio page around the conversation it is given; it knows nothing of models.
+
+conversation: names (what can answer), about(name), defaults and ranges of the settings, and respond(name, instruction,
+input, history, settings), which yields pieces with .text and .notice; all that it refuses it raises with one line.
+"""
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
 
 # From these Gradio takes files to serve (an empty allowed_paths does not overrule them), an editor of its own code, and
 # where it is: what the page needs is said in `serve`.
@@ -51,25 +54,6 @@ _SAVE = """(text) => {
 Turns = list[list[str]]
 
 
-class Conversation(Protocol):
-    """What the page is built around; all that it refuses it raises with one line.
-
-    names: what can answer; defaults, ranges: of the settings, by name.
-    """
-
-    names: list[str]
-    defaults: dict[str, Any]
-    ranges: dict[str, tuple[Any, Any]]
-
-    def about(self, name: object) -> str:
-        """A line about one of names."""
-
-    def respond(
-        self, name: object, instruction: object, input: object, history: Turns, settings: Mapping[str, object]
-    ) -> Iterator[Any]:
-        """The answer, in pieces with .text (all of it so far) and .notice."""
-
-
 def texts() -> gradio.I18n:
     """The labels in English and Chinese; the browser's language decides."""
     english, chinese = ({f"{PREFIX}{key}": both[which] for key, both in TEXTS.items()} for which in (0, 1))
@@ -81,9 +65,7 @@ def say(key: str) -> gradio.i18n.I18nData:
     return texts()(f"{PREFIX}{key}")
 
 
-def build(
-    conversation: Conversation, title: str, examples: list[tuple[str, str]], rows_of: Callable[[Turns], str]
-) -> gradio.Blocks:
+def build(conversation, title: str, examples: list[tuple[str, str]], rows_of: Callable[[Turns], str]) -> gradio.Blocks:
     """The page. examples: (instruction, input) to begin with; rows_of: a conversation as the text of a file."""
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gradio.Markdown(f"## {title}")
@@ -101,7 +83,7 @@ def build(
     return page
 
 
-def _settings(conversation: Conversation) -> dict[str, gradio.components.Component]:
+def _settings(conversation) -> dict[str, gradio.components.Component]:
     fields = {}
     for name, (low, high) in conversation.ranges.items():
         value = conversation.defaults[name]
@@ -112,13 +94,7 @@ def _settings(conversation: Conversation) -> dict[str, gradio.components.Compone
     return fields
 
 
-def _chat_tab(
-    conversation: Conversation,
-    adapter: gradio.Dropdown,
-    settings: dict,
-    examples: list[tuple[str, str]],
-    rows_of: Callable[[Turns], str],
-) -> None:
+def _chat_tab(conversation, adapter, settings: dict, examples, rows_of) -> None:
     turns = gradio.State([])
     shown = gradio.Chatbot(label=say("chat"), height=420, elem_id="chat", buttons=["copy"], allow_file_downloads=False)
     notice = gradio.Markdown(elem_id="notice")
@@ -137,16 +113,16 @@ def _chat_tab(
     joined = [f"{text}\n{more}" if more else text for text, more in examples]
     _examples([[text] for text in joined], [message])
 
-    def answer(values: dict, text: object, before: Turns) -> Iterator[dict]:
+    def answer(values: dict, text: object, before: Turns) -> Iterator[tuple]:
         chosen = {name: values[field] for name, field in settings.items()}
         for piece in _pieces(conversation, values[adapter], text, "", before, chosen):
             now = [*before, [text, piece.text]]
             yield {turns: now, shown: _messages(now), notice: piece.notice, message: ""}
 
-    def reply(values: dict) -> Iterator[dict]:
+    def reply(values: dict) -> Iterator[tuple]:
         yield from answer(values, values[message], values[turns])
 
-    def again(values: dict) -> Iterator[dict]:
+    def again(values: dict) -> Iterator[tuple]:
         if not values[turns]:
             raise _refusal("没有可重试的回答。There is no answer to retry.")
         *before, (text, _) = values[turns]
@@ -179,9 +155,7 @@ def _examples(examples: list[list[str]], fields: list) -> None:
     gradio.Examples(examples, fields, label=say("examples"), example_labels=labels, api_visibility="private")
 
 
-def _instruction_tab(
-    conversation: Conversation, adapter: gradio.Dropdown, settings: dict, examples: list[tuple[str, str]]
-) -> None:
+def _instruction_tab(conversation, adapter, settings: dict, examples) -> None:
     with gradio.Row():
         with gradio.Column():
             instruction = gradio.Textbox(label=say("instruction"), lines=3, elem_id="instruction")
@@ -201,15 +175,7 @@ def _instruction_tab(
     stop.click(None, cancels=[running], api_visibility="private")
 
 
-def _on(
-    listen: Callable,
-    work: Callable,
-    inputs: object,
-    outputs: object,
-    api_name: str | None,
-    slow: bool = False,
-    **more: object,
-) -> gradio.events.Dependency:
+def _on(listen: Callable, work: Callable, inputs, outputs, api_name: str | None, slow: bool = False, **more):
     """Bind an event. slow: it takes one of the places that answers share.
 
     Values reach `work` as they came: a widget's own check of what is no value of it would end in a traceback.
@@ -219,7 +185,7 @@ def _on(
     return listen(work, inputs, outputs, preprocess=False, **name, **limits, **more)
 
 
-def _pieces(conversation: Conversation, *request: Any) -> Iterator:
+def _pieces(conversation, *request) -> Iterator:
     """conversation.respond with what it refuses shown to the reader, in one line."""
     try:
         yield from conversation.respond(*request)
@@ -227,7 +193,7 @@ def _pieces(conversation: Conversation, *request: Any) -> Iterator:
         raise _refusal(str(error)) from None
 
 
-def _told(function: Callable[..., str], *values: object) -> str:
+def _told(function: Callable, *values) -> str:
     try:
         return function(*values)
     except Exception as error:
