@@ -225,15 +225,17 @@ def show(folder: Path) -> None:
     """judge.py ask and table on answers to all of test_data by three systems, of a strength of their own a category."""
     import judge
 
+    folder.mkdir(parents=True, exist_ok=True)
     root = Path(__file__).resolve().parent.parent
-    for system, true in SYSTEMS.items():
+    systems = {"A": 5, "B": 5.5, "C": 8}
+    for system, true in systems.items():
         rows = []
         for category, file in enumerate(sorted((root / "test_data").glob("*.json"))):
             say = answer_of(system, true + random.Random(f"{system} {file.stem}").uniform(-1.5, 1.5))
             asked = json.loads(file.read_text(encoding="utf-8"))
             rows += [{**row, "output": say(category, number)} for number, row in enumerate(asked)]
         write_rows(folder / f"{system}.json", rows)
-    answers = ",".join(f"{system}={folder / system}.json" for system in SYSTEMS)
+    answers = ",".join(f"{system}={folder / system}.json" for system in systems)
     with serving() as server:
         judge.ask(answers, server.url, "made-up judge", str(folder), test_data=str(root / "test_data"), concurrency=8)
     judge.table(str(folder))

@@ -85,3 +85,8 @@ def test_what_use_leaves_beside_the_code_is_ignored_by_git():
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     left = {*MADE_BY_USE, "lora-alpaca/", "lora-bloom/", "answers-*/", "wandb/", "users.txt", "data/mine/", "data/raw/"}
     assert left <= set(ignored)
+
+
+def test_the_librarys_page_has_a_line_a_room():
+    named = re.findall(r"^\| `(\w+)\.py` \|", (ROOT / "utils/README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "utils").glob("*.py") if path.stem != "__init__")
