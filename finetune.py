@@ -24,12 +24,12 @@ def train(
     num_epochs: int = 3,  # times that every row is learned from
     learning_rate: float = 3e-4,  # its peak, behind the warm-up; it falls to 0
     cutoff_len: int = 256,  # tokens of a row, prompt and answer; longer rows are truncated
-    val_set_size: int = 2000,  # rows held out for the validation loss; take less of a small set (500, 200)
+    val_set_size: int = 2000,
     # the adapter
     lora_r: int = 8,  # the rank
     lora_alpha: int = 16,  # B·A counts alpha / r times
     lora_dropout: float = 0.05,  # on what goes into A, in training only
-    lora_target_modules: tuple[str, ...] = ("q_proj", "v_proj"),  # the linear layers that get an adapter, by name
+    lora_target_modules: tuple[str, ...] = ("q_proj", "v_proj"),
     # what is learned from
     train_on_inputs: bool = True,  # True: the loss counts prompts too; False: answers only
     last_turn_only: bool = False,
@@ -68,6 +68,8 @@ def train(
     dry_run: show what the model would see, the steps and the memory needed, without loading weights, and stop.
     dtype: of a base that is not quantised: auto (its own), float32, bfloat16 or float16.
     add_eos_token: accepted for Alpaca-LoRA's sake; an answer always ends with EOS unless it is truncated.
+    val_set_size: rows held out for the validation loss; take less of a small set (500, 200).
+    lora_target_modules: the linear layers that get an adapter, by name.
     """
     flags = dict(locals())
 
