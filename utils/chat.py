@@ -53,7 +53,8 @@ class Chat:
 
     def about(self, name: object) -> str:
         """The line about one of `names`. Raises DataFault."""
-        return self._about[self._known(name)]
+        self._assistant(name)
+        return self._about[name]
 
     def respond(
         self, name: object, instruction: object, input: object, history: Turns, settings: Mapping[str, object]
@@ -65,7 +66,7 @@ class Chat:
         raised as a DataFault of one line.
         """
         try:
-            assistant = self._assistants[self._known(name)]
+            assistant = self._assistant(name)
             instruction, input = _text("message", instruction), _text("input", input)
             if not instruction.strip():
                 raise DataFault("请输入内容。The message is empty.")
@@ -74,7 +75,7 @@ class Chat:
             chosen = {
                 key: _number(key, settings.get(key, self.defaults[key]), *limits) for key, limits in self.ranges.items()
             }
-            turns, notice = _fitting(assistant, instruction, input, history, int(chosen["max_new_tokens"]))
+            turns, notice = _fitting(assistant, instruction, input, history, chosen["max_new_tokens"])
             for text in assistant.respond(instruction, input, turns, **chosen):
                 yield Piece(text, notice)
         except Fault as fault:
@@ -84,10 +85,10 @@ class Chat:
             print(f"an answer failed: {line}", file=sys.stderr)
             raise DataFault(f"回答失败。The answer failed: {line}") from None
 
-    def _known(self, name: object) -> str:
+    def _assistant(self, name: object) -> Assistant:
         if not isinstance(name, str) or name not in self._assistants:
             raise DataFault(f"unknown model; there are {', '.join(self.names)}")
-        return name
+        return self._assistants[name]
 
 
 def _text(what: str, value: object) -> str:
@@ -148,7 +149,6 @@ def examples(most: int = 10) -> list[tuple[str, str]]:
     by_category: dict[str, list[tuple[str, str]]] = {}
     for row in read_prompts(EXAMPLES):
         if not row.get("history"):
-            example = str(row["instruction"]), str(row.get("input", ""))
-            by_category.setdefault(str(row.get("category")), []).append(example)
+            by_category.setdefault(str(row.get("category")), []).append((row["instruction"], row.get("input", "")))
     in_turn = zip_longest(*by_category.values())
-    return [one for rank in in_turn for one in rank if one is not None][:most]
+    return [example for rank in in_turn for example in rank if example is not None][:most]
