@@ -46,13 +46,17 @@ TABLE = {
     "batching": ("encode", "torch"),
     "ranks": ("", ""),
     "runtime": ("ranks", "accelerate psutil torch"),
-    "models": ("fast runtime vocabulary weights", "torch transformers peft bitsandbytes"),
+    "models": ("fast ranks runtime sharding vocabulary weights", "torch transformers peft bitsandbytes"),
     "weights": ("", "torch safetensors"),
     "lora": ("weights", "torch"),
     "adapters": ("record checkpoint lora weights", "torch peft"),
     "checkpoint": ("record", ""),
+    "sharding": ("ranks", "torch"),
     "hooks": ("ranks runtime", "tqdm transformers"),
-    "training": ("fast ranks runtime batching adapters checkpoint hooks encode", "torch transformers safetensors tqdm"),
+    "training": (
+        "fast ranks runtime sharding batching adapters checkpoint hooks encode",
+        "torch transformers safetensors tqdm",
+    ),
     "forgetting": ("dataset record prompter", "datasets"),
     "fast": ("", "torch peft transformers liger_kernel"),
     "planning": ("lora weights vocabulary", "torch"),
@@ -82,8 +86,8 @@ TABLE = {
 }
 SHARED = {"errors", "files"}
 LIGHT = (
-    "prompter", "ranks", "values", "journal", "tuned", "rows", "checks", "record", "judging", "cli", "replies", "verdicts",
-    "scores", "stats", "tables",
+    "prompter", "ranks", "values", "journal", "tuned", "rows", "checks", "record", "judging", "cli", "replies",
+    "verdicts", "scores", "stats", "tables",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "peft", "gradio", "datasets", "accelerate", "bitsandbytes"}
 ONLY_IN = {

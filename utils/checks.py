@@ -226,6 +226,8 @@ def _data_name(name: str) -> list[str]:
 
 
 def _precision(flags: Mapping[str, object]) -> list[str]:
+    if ranks.shards_base() and flags["load_8bit"]:
+        return ["--load_8bit: 8-bit weights cannot be sharded over processes (--load_4bit True --load_8bit False)"]
     problems = []
     if flags["load_8bit"] and flags.get("load_4bit"):
         problems.append("--load_8bit and --load_4bit are both True (for 4 bits add --load_8bit False)")

@@ -18,7 +18,7 @@ from transformers import (
 )  # fmt: skip
 from transformers.utils import logging as transformers_logging
 
-from utils import fast, runtime, vocabulary, weights
+from utils import fast, ranks, runtime, sharding, vocabulary, weights
 from utils.errors import ArgumentFault, ModelFault
 
 transformers_logging.set_verbosity_error()  # its load report is replaced by the checks below
@@ -96,6 +96,7 @@ def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
+            bnb_4bit_quant_storage=sharding.STORAGE if ranks.shards_base() else torch.uint8,
         )
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -127,17 +128,18 @@ def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device
 
 def prepare_for_training(model, device: torch.device):
     """A quantised base made ready for gradients: norms in float32, and on a GPU activations recomputed (memory is why
-    one quantises there). An unquantised base as it is.
+    one quantises there). An unquantised base as it is. Either cut into pieces where the launcher asks for it.
 
     On a CPU, bitsandbytes repacks 4-bit weights at the first evaluation into a form without gradients; training would
     go on and learn nothing below. That form is switched off.
     """
     if not getattr(model, "is_quantized", False):
-        return model
+        return sharding.shard(model, device)
     for layer in model.modules():
         if isinstance(layer, Linear4bit):
             layer.support_avx512bf16_for_cpu = False
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=device.type == "cuda")
+    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=device.type == "cuda")
+    return sharding.shard(model, device)
 
 
 def empty_base(folder: Path):

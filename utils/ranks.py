@@ -4,6 +4,7 @@ Standard library only: the command line asks it before anything heavy is importe
 """
 
 import os
+from functools import cache
 
 _LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 _have_met = False
@@ -27,6 +28,12 @@ def world_size() -> int:
 def local_size() -> int:
     """Number of them on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+@cache
+def shards_base() -> bool:
+    """Whether the launcher's configuration says FSDP (see utils.sharding), which accelerate is not to hear of."""
+    return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def is_first() -> bool:

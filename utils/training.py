@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from utils import adapters, checkpoint, fast, hooks, ranks, runtime
+from utils import adapters, checkpoint, fast, hooks, ranks, runtime, sharding
 from utils.batching import FILLER, StepOrder, collate, collate_packed, parts_of, tokens_of
 from utils.encode import IGNORED
 from utils.errors import EnvironmentFault, Interrupted, ModelFault
@@ -75,7 +75,9 @@ class StageTrainer(Trainer):
     def __init__(self, *args, group_by_length: bool, head=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.group_by_length, self.head = group_by_length, head
-        self.part_tokens = sys.maxsize if head is None else fast.part_tokens(self.args.device)
+        # Where the base is sharded, every process must go through it equally often.
+        is_whole = head is None or ranks.shards_base()
+        self.part_tokens = sys.maxsize if is_whole else fast.part_tokens(self.args.device)
         self.model_accepts_loss_kwargs = True  # the Trainer counts the step's supervised tokens and scales nothing
         self.best: dict | None = None
         self.best_weights: adapters.Weights = {}
@@ -130,12 +132,12 @@ class StageTrainer(Trainer):
         lengths = dataset["length"][:]
         order = sorted(range(len(lengths)), key=lambda index: lengths[index])
         total = tokens = 0
-        starts = range(ranks.rank() * size, len(order), size * ranks.world_size())
         with torch.no_grad():
-            for start in tqdm(starts, desc=title, leave=False, disable=None):
-                if self.cadence.received is not None:
+            for begin in tqdm(range(0, len(order), size * ranks.world_size()), desc=title, leave=False, disable=None):
+                if self.cadence.received is not None and not ranks.shards_base():
                     break
-                rows = [dataset[index] for index in order[start : start + size]]
+                start = begin + size * ranks.rank()
+                rows = [dataset[index] for index in order[start : start + size]] or [FILLER]
                 for part in parts_of(self._prepare_inputs(self.data_collator(rows)), self.part_tokens):
                     loss, count = label_loss(model, part, self.head)
                     total, tokens = total + loss.item(), tokens + count
@@ -244,6 +246,7 @@ def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int
         accelerator_config={"even_batches": False},  # the fillers of StepOrder make them so
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # or each GPU that can be seen takes micro_batch_size rows more a step
+    sharding.keep_pieces(model)
     cadence, metrics = hooks.Cadence(steps.every, evaluates), hooks.Metrics(Path(flags["output_dir"]))
     head = fast.prepare(model, device) if flags["fast"] else None
     packed = flags["fast"] and fast.can_pack(model)
