@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ROOT, command, refusal
+from commands import ROOT
 from conftest import both_families, write_rows
 from tiny_models import KNOWN, ROWS
 
 import generate
-from utils import checkpoint, ranks, record
-from utils.batching import FILLER, StepOrder, collate, collate_packed, tokens_of
+from utils import checkpoint, record
 from utils.errors import ModelFault
 from utils.weights import read_weights
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -294,10 +295,13 @@ def run(trainer: StageTrainer, resume_from: Path | None) -> dict:
     finally:
         trainer.bar.close()
     if cadence.agree() is not None:
-        step = trainer.state.global_step
-        raise Interrupted(cadence.signal, f"{cadence.signal.name} at step {step}; the same command goes on from there")
+        runtime.of_first(_interrupt, cadence.signal, trainer.state.global_step)
     trainer.keep_best()
     return runtime.of_first(_outcome, trainer.metrics.path, trainer)
+
+
+def _interrupt(number: signal.Signals, step: int) -> None:
+    raise Interrupted(number, f"{number.name} at step {step}; the same command goes on from there")
 
 
 def _outcome(metrics: Path, trainer: StageTrainer) -> dict:
