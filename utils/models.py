@@ -128,18 +128,17 @@ def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device
 
 def prepare_for_training(model, device: torch.device):
     """A quantised base made ready for gradients: norms in float32, and on a GPU activations recomputed (memory is why
-    one quantises there). An unquantised base as it is. Either cut into pieces where the launcher asks for it.
+    one quantises there). An unquantised base as it is.
 
     On a CPU, bitsandbytes repacks 4-bit weights at the first evaluation into a form without gradients; training would
     go on and learn nothing below. That form is switched off.
     """
     if not getattr(model, "is_quantized", False):
-        return sharding.shard(model, device)
+        return model
     for layer in model.modules():
         if isinstance(layer, Linear4bit):
             layer.support_avx512bf16_for_cpu = False
-    model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=device.type == "cuda")
-    return sharding.shard(model, device)
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=device.type == "cuda")
 
 
 def empty_base(folder: Path):

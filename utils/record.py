@@ -2,7 +2,8 @@
 
 Keys: kind, status ("running" | "complete"), folder, base, parent, processes, data, template, settings, versions,
 started; at the end finished, files, tokens, losses, speed. Written beside the adapter, read by later stages,
-generate.py and merge_lora.py. Paths are absolute; "folder" is where the output lay, so that what lay beside it is found after a move.
+generate.py and merge_lora.py. Paths are absolute; "folder" is where the output lay, so that what lay beside it is found
+after a move.
 """
 
 import json

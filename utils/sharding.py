@@ -15,16 +15,15 @@ from utils import ranks
 STORAGE = torch.bfloat16  # of packed 4-bit weights: pieces of it can be put together again, pieces of uint8 cannot
 
 
-def shard(model, device: torch.device):
-    """The base with each of its decoder layers cut into pieces, where a launcher asks for it; else as it is."""
-    if ranks.shards_base():
-        mesh = init_device_mesh(device.type, (ranks.world_size(),))
-        for layer in [layer for layer in model.modules() if type(layer).__name__ in model._no_split_modules]:
-            fully_shard(layer, mesh=mesh)
-    return model
-
-
-def keep_pieces(model) -> None:
-    """Have the wrapper that averages the adapter's gradients leave the pieces alone."""
+def shard(model, device: torch.device) -> None:
+    """Cut the decoder layers under an adapter into pieces, where a launcher asks for it, the adapter left whole. The
+    wrapper that averages the adapter's gradients leaves the pieces alone."""
+    if not ranks.shards_base():
+        return
+    mesh = init_device_mesh(device.type, (ranks.world_size(),))
+    whole = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    base = model.get_base_model()
+    for layer in [layer for layer in base.modules() if type(layer).__name__ in base._no_split_modules]:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
     pieces = [name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, pieces)

@@ -247,7 +247,7 @@ def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int
         accelerator_config={"even_batches": False},  # the fillers of StepOrder make them so
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # or each GPU that can be seen takes micro_batch_size rows more a step
-    sharding.keep_pieces(model)
+    sharding.shard(model, device)
     cadence, metrics = hooks.Cadence(steps.every, evaluates), hooks.Metrics(Path(flags["output_dir"]))
     head = fast.prepare(model, device) if flags["fast"] else None
     packed = flags["fast"] and fast.can_pack(model)
