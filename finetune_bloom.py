@@ -97,9 +97,13 @@ def train(
     # --- Where it starts: anew, at the last checkpoint, or it is done already ---
     run = record.describe("finetune", flags, base, parent, origins, prompter)
     needed = checkpoint.needed_bytes(adapters.bytes_of(empty))
-    start = checkpoint.Start() if dry_run else checkpoint.starting_point(output_dir, run, overwrite, needed)
+    device = runtime.device()
+    runtime.join(device)
+    start = checkpoint.Start()
+    if not dry_run:
+        start = runtime.of_first(checkpoint.starting_point, output_dir, run, overwrite, needed)
     if start.complete:
-        forgetting.refuse(record.read(output_dir)["held_out"], max_forget)
+        runtime.of_first(lambda: forgetting.refuse(record.read(output_dir)["held_out"], max_forget))
         print(f"{output_dir} is already complete")
         return
 
@@ -115,14 +119,14 @@ def train(
     if dry_run:
         from utils import preview
 
-        preview.show_data(flags, rows, origins, train_set, counts, tokenizer)
-        preview.show_run(flags, train_set, steps, empty, runtime.device())
+        runtime.of_first(preview.show_data, flags, rows, origins, train_set, counts, tokenizer)
+        runtime.of_first(preview.show_run, flags, train_set, steps, empty, device)
         return
     print(f"training rows {counts}\nvalidation rows {val_counts}\n{steps}")
 
     # --- Base model and adapter ---
-    record.begin(output_dir, run, {"training": counts, "validation": val_counts, "replayed": replayed})
-    device = runtime.device()
+    of = {"training": counts, "validation": val_counts, "replayed": replayed}
+    runtime.of_first(record.begin, output_dir, run, of)
     runtime.seed_everything(seed)
     model = models.load_base(base_folder, load_8bit, load_4bit, dtype, device)
     model = models.add_lora(models.prepare_for_training(model, device), **lora, is_fast=fast)
@@ -131,14 +135,14 @@ def train(
     # --- Train, save the best adapter, write down what was learned and what was forgotten ---
     trainer = training.build(model, train_set, val_set, steps, flags, tokenizer.pad_token_id, device)
     outcome = training.run(trainer, start.checkpoint)
-    record.refuse_changed_data(run)
-    outcome["files"] = adapters.save_adapter(model, output_dir)
+    runtime.of_first(record.refuse_changed_data, run)
+    outcome["files"] = runtime.of_first(adapters.save_adapter, model, output_dir)
     outcome["held_out"] = forgetting.measure(earlier, trainer.mean_loss, tokenizer)
-    plots.loss({output_dir: f"{output_dir}/{hooks.METRICS}"}, f"{output_dir}/loss.png")
-    forgetting.refuse(outcome["held_out"], max_forget)
-    record.finish(output_dir, run, outcome)
+    runtime.of_first(plots.loss, {output_dir: f"{output_dir}/{hooks.METRICS}"}, f"{output_dir}/loss.png")
+    runtime.of_first(forgetting.refuse, outcome["held_out"], max_forget)
+    runtime.of_first(record.finish, output_dir, run, outcome)
     print(f"{output_dir} is complete: {training.summary(outcome['losses'])}")
 
 
 if __name__ == "__main__":
-    cli.run(train)
+    cli.run(train, several=True)

@@ -56,7 +56,9 @@ def main(
     asked = [] if is_ui else rows.read_prompts(test_input_path)
     base = tuned.read_base(base_model)
     choices = tuned.read_tuned(lora_weights, prompt_template, base)
-    target = None if is_ui else answers.begin(flags, base, choices[0], asked)
+    device = runtime.device(gpu_id)
+    runtime.join(device)
+    target = None if is_ui else runtime.of_first(answers.begin, flags, base, choices[0], asked)
     if target and target.is_complete:
         target.close()
         return
@@ -67,7 +69,7 @@ def main(
         prompts = batch.encode_all(tokenizer, choices[0].prompter, asked, context, test_input_path)
 
     # --- Model ---
-    model = models.load_base(base["path"], load_8bit, load_4bit, dtype, runtime.device(gpu_id))
+    model = models.load_base(base["path"], load_8bit, load_4bit, dtype, device)
     model = adapters.apply_adapters(model, tuned.folders(choices))
     stops = values.stop_texts(stop)
     sampling = generation.Sampling(num_beams, temperature, top_p, top_k, max_new_tokens, seed, stops)
@@ -87,4 +89,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, several=True)

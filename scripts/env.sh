@@ -25,6 +25,12 @@ if [ -z "${PYTHON:-}" ]; then
   else PYTHON=python3; fi
 fi
 
+# launch SCRIPT FLAG...: in one process, or with GPUS=8 in eight.
+launch() {
+  if [ "${GPUS:-1}" = 1 ]; then "$PYTHON" "$@"
+  else "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" "$@"; fi
+}
+
 # The script's own name is the name of its stage, and of the folder its results go to.
 STAGE="$(basename -- "$0" .sh)"
 

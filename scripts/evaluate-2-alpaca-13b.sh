@@ -25,7 +25,7 @@ for adapter in "${ADAPTERS[@]}"; do
     # older is about something else, and moved away.
     if [ "$PYTHON" != echo ] && [ "$target" -nt "$prompts" ] &&
       [ "$target" -nt "$OUTPUT_DIR/$adapter/adapter_model.safetensors" ]; then continue; fi
-    "$PYTHON" generate.py \
+    launch generate.py \
       --base_model "$MODEL_DIR/merge-13b-alpaca" \
       --lora_weights "$OUTPUT_DIR/$adapter" \
       --load_8bit "$LOAD_8BIT" \

@@ -39,19 +39,24 @@ TABLE = {
     "preview": ("memory plots rows encode", "datasets numpy tqdm"),
     "memory": ("fast runtime", "datasets numpy psutil torch"),
     "plots": ("", "matplotlib"),
-    "checks": ("hub prompter rows values", ""),
+    "checks": ("hub prompter ranks rows values", ""),
     "values": ("", ""),
-    "cli": ("flags", "fire"),
-    "record": ("prompter", ""),
+    "cli": ("flags ranks", "fire"),
+    "record": ("prompter ranks", ""),
     "batching": ("encode", "torch"),
-    "runtime": ("", "psutil torch"),
-    "models": ("fast runtime vocabulary weights", "torch transformers peft bitsandbytes"),
+    "ranks": ("", ""),
+    "runtime": ("ranks", "accelerate psutil torch"),
+    "models": ("fast ranks runtime sharding vocabulary weights", "torch transformers peft bitsandbytes"),
     "weights": ("", "torch safetensors"),
     "lora": ("weights", "torch"),
     "adapters": ("record checkpoint lora weights", "torch peft transformers"),
     "checkpoint": ("record", ""),
-    "hooks": ("", "tqdm transformers"),
-    "training": ("fast runtime batching adapters checkpoint hooks encode", "torch transformers safetensors tqdm"),
+    "sharding": ("ranks", "torch"),
+    "hooks": ("ranks runtime", "tqdm transformers"),
+    "training": (
+        "fast ranks runtime sharding batching adapters checkpoint hooks encode",
+        "torch transformers safetensors tqdm",
+    ),
     "forgetting": ("dataset record prompter", "datasets"),
     "fast": ("", "torch peft transformers liger_kernel"),
     "planning": ("lora weights vocabulary", "torch"),
@@ -65,7 +70,7 @@ TABLE = {
     "journal": ("", ""),
     "tuned": ("checks hub prompter record", ""),
     "answers": ("journal rows tuned weights", ""),
-    "batch": ("answers encode generation prompter rows", "torch tqdm"),
+    "batch": ("answers encode generation prompter ranks rows runtime", "torch tqdm"),
     "chat": ("generation rows", ""),
     "web": ("", "gradio"),
     "gate": ("", "starlette"),
@@ -82,8 +87,8 @@ TABLE = {
 }
 SHARED = {"errors", "files"}
 LIGHT = (
-    "prompter", "values", "journal", "tuned", "rows", "checks", "record", "judging", "cli", "replies", "verdicts",
-    "scores", "stats", "tables",
+    "prompter", "ranks", "values", "journal", "tuned", "rows", "checks", "record", "judging", "cli", "replies",
+    "verdicts", "scores", "stats", "tables",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "peft", "gradio", "datasets", "accelerate", "bitsandbytes"}
 ONLY_IN = {

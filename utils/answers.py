@@ -71,7 +71,8 @@ def begin(flags: Mapping[str, Any], base: Mapping, tuned: Tuned, prompts: Sequen
 
 
 class Target:
-    """One test.json with its journal, taken for this process. done: {index of one of `prompts`: its answer}.
+    """One test.json with its journal, taken for this process. done: {index of one of `prompts`: its answer}. A copy
+    that goes to another process of the run knows what is done and writes nothing.
 
     Raises ModelFault, naming each difference, where test.json or the journal are about something else (with overwrite
     they are moved away); EnvironmentFault where another process is at it, or nothing can be written.
@@ -98,6 +99,9 @@ class Target:
         if self.done and not self.is_complete:
             print(f"{path} goes on: {len(self.done)} of {len(prompts)} prompts are answered")
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_journal": None}
+
     @property
     def is_complete(self) -> bool:
         """Whether every prompt has its answer."""
@@ -105,15 +109,19 @@ class Target:
 
     def add(self, answers: Answers) -> None:
         """Put the answers of one batch on the disk. Raises EnvironmentFault where that is full."""
+        self.done |= answers
+        if self._journal is None:
+            return
         with disk_faults(self.path.parent):
             if self._is_new:
                 self._journal.append(self._asked)
                 self._is_new = False
             self._journal.append({"answers": {str(index): answer for index, answer in answers.items()}})
-        self.done |= answers
 
     def close(self) -> None:
         """Write test.json, if it is not there: each prompt's row with its answer, in the prompts' order."""
+        if self._journal is None:
+            return
         if self.path.exists():
             print(f"{self.path} is already complete: {len(self.done)} answers")
         else:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
+from utils import ranks, runtime
 from utils.answers import Answers, Target
 from utils.encode import prompt_ids
 from utils.errors import DataFault, EnvironmentFault
@@ -28,7 +29,8 @@ def encode_all(tokenizer, prompter: Prompter, prompts: Sequence[Row], context: i
 
 
 def answer_all(target: Target, prompts: Sequence[list[int]], assistant: Assistant, batch_tokens: int) -> None:
-    """Answer what `target` lacks of the prompts (id lists), at most batch_tokens tokens at once.
+    """Answer what `target` lacks of the prompts (id lists), at most batch_tokens tokens at once; several processes
+    take a batch each, and the first one writes down what all of them have answered.
 
     Raises EnvironmentFault where the memory is too small for one prompt.
     """
@@ -39,17 +41,20 @@ def answer_all(target: Target, prompts: Sequence[list[int]], assistant: Assistan
     with tqdm(total=len(prompts), initial=len(target.done), desc="answering", unit="prompt", disable=None) as bar:
         waiting = [batch for batch in batches if batch]
         while waiting:
-            batch = waiting.pop(0)
-            answers = _try(assistant, prompts, batch)
-            if answers is None:
-                half = (len(batch) + 1) // 2
-                bar.write(f"out of memory with {len(batch)} prompts at once: at most {half} from here on")
-                waiting = [batch[at : at + half] for batch in [batch, *waiting] for at in range(0, len(batch), half)]
-                continue
-            target.add(answers)
+            batches, waiting = waiting[: ranks.world_size()], waiting[ranks.world_size() :]
+            mine = batches[ranks.rank()] if ranks.rank() < len(batches) else []
+            results = runtime.gathered(_try(assistant, prompts, mine))
+            answers = {index: answer for result in results if result for index, answer in result.items()}
+            if answers:
+                target.add(answers)
             tokens += sum(answer["tokens"] for answer in answers.values())
-            bar.update(len(batch))
+            bar.update(len(answers))
             bar.set_postfix(tokens_per_s=f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f}")
+            if failed := [batch for batch, result in zip(batches, results) if result is None]:
+                least = min(map(len, failed))
+                half = (least + 1) // 2
+                bar.write(f"out of memory with {least} prompts at once: at most {half} from here on")
+                waiting = [batch[at : at + half] for batch in failed + waiting for at in range(0, len(batch), half)]
 
 
 def plan(prompts: Sequence[list[int]], most: int, batch_tokens: int) -> list[list[int]]:
@@ -69,6 +74,8 @@ def plan(prompts: Sequence[list[int]], most: int, batch_tokens: int) -> list[lis
 
 def _try(assistant: Assistant, prompts: Sequence[list[int]], batch: list[int]) -> Answers | None:
     """The answers of a batch; None where the memory is too small for so many."""
+    if not batch:
+        return {}
     try:
         return dict(zip(batch, assistant.answers([prompts[index] for index in batch]), strict=True))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -26,12 +26,16 @@ KEPT = 2
 class Start:
     """Where a run begins: complete (nothing to do), checkpoint (go on there) or neither (a new run).
 
-    lock: the open file that keeps other processes out of the folder as long as this object lives.
+    lock: the open file that keeps other runs out of the folder as long as this object lives; a copy that goes to
+    another process of the run has none.
     """
 
     complete: bool = False
     checkpoint: Path | None = None
     lock: object = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "lock": None}
 
 
 def needed_bytes(adapter_bytes: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from utils import ranks
 from utils.errors import ArgumentFault, EnvironmentFault
 from utils.hub import is_hub_name
 from utils.prompter import template_problem
@@ -29,7 +30,7 @@ def training(flags: Mapping[str, object], given: frozenset[str]) -> None:
     """
     problems = [
         *_positive(flags, "batch_size", "micro_batch_size", "num_epochs", "cutoff_len", "lora_r", "lora_alpha"),
-        *_batches(flags["batch_size"], flags["micro_batch_size"]),
+        *_batches(flags["batch_size"], flags["micro_batch_size"], ranks.world_size()),
         *_rates(flags["learning_rate"], flags["lora_dropout"]),
         *_base(flags["base_model"]),
         *_data(flags["data_path"], flags["data_mix"]),
@@ -142,14 +143,18 @@ def _positive(flags: Mapping[str, object], *names: str) -> list[str]:
     return [f"--{name}: {flags[name]} is not above 0" for name in names if flags[name] <= 0]
 
 
-def _batches(batch: int, micro: int) -> list[str]:
+def _batches(batch: int, micro: int, processes: int) -> list[str]:
     if batch <= 0 or micro <= 0:
         return []
-    if micro > batch:
-        return [f"--micro_batch_size: {micro} is more than --batch_size {batch}"]
-    if batch % micro:
-        nearest = nearest_divisor(batch, micro)
-        return [f"--micro_batch_size: {micro} does not divide --batch_size {batch} (nearest: {nearest})"]
+    of = f" over {processes} processes" if processes > 1 else ""
+    if batch % processes:
+        nearest = max(1, round(batch / (micro * processes))) * micro * processes
+        return [f"--batch_size: {batch} cannot be spread evenly{of} (nearest: {nearest})"]
+    if micro > batch // processes:
+        return [f"--micro_batch_size: {micro} is more than --batch_size {batch}{of}"]
+    if batch // processes % micro:
+        nearest = nearest_divisor(batch // processes, micro)
+        return [f"--micro_batch_size: {micro} does not divide --batch_size {batch}{of} (nearest: {nearest})"]
     return []
 
 
@@ -221,6 +226,8 @@ def _data_name(name: str) -> list[str]:
 
 
 def _precision(flags: Mapping[str, object]) -> list[str]:
+    if ranks.shards_base() and flags["load_8bit"]:
+        return ["--load_8bit: 8-bit weights cannot be sharded over processes (--load_4bit True --load_8bit False)"]
     problems = []
     if flags["load_8bit"] and flags.get("load_4bit"):
         problems.append("--load_8bit and --load_4bit are both True (for 4 bits add --load_8bit False)")
@@ -280,6 +287,8 @@ def _said(read: Callable[[str], object], text: str) -> list[str]:
 
 
 def _page(flags: Mapping[str, object]) -> list[str]:
+    if ranks.world_size() > 1:
+        return ["--is_ui: the page is one process; start it with python, without a launcher"]
     problems = _said(users, flags["auth"])
     if not 0 <= flags["server_port"] <= 65535:
         problems.append(f"--server_port: {flags['server_port']} is no port (0 to 65535)")

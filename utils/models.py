@@ -18,7 +18,7 @@ from transformers import (
 )  # fmt: skip
 from transformers.utils import logging as transformers_logging
 
-from utils import fast, runtime, vocabulary, weights
+from utils import fast, ranks, runtime, sharding, vocabulary, weights
 from utils.errors import ArgumentFault, ModelFault
 
 transformers_logging.set_verbosity_error()  # its load report is replaced by the checks below
@@ -96,6 +96,7 @@ def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
+            bnb_4bit_quant_storage=sharding.STORAGE if ranks.shards_base() else torch.uint8,
         )
     try:
         model, report = AutoModelForCausalLM.from_pretrained(

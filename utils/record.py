@@ -1,8 +1,9 @@
 """run.json: what made this output. Identity decides whether a command continues a run or would start another.
 
-Keys: kind, status ("running" | "complete"), folder, base, parent, data, template, settings, versions, started; at the
-end finished, files, tokens, losses, speed. Written beside the adapter, read by later stages, generate.py and
-merge_lora.py. Paths are absolute; "folder" is where the output lay, so that what lay beside it is found after a move.
+Keys: kind, status ("running" | "complete"), folder, base, parent, processes, data, template, settings, versions,
+started; at the end finished, files, tokens, losses, speed. Written beside the adapter, read by later stages,
+generate.py and merge_lora.py. Paths are absolute; "folder" is where the output lay, so that what lay beside it is found
+after a move.
 """
 
 import json
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from utils import ranks
 from utils.errors import ModelFault
 from utils.files import sampled_hash, sha256_file, write_json
 from utils.prompter import Prompter, template_problem
@@ -51,6 +53,7 @@ def describe(kind: str, settings: dict, base: dict, parent: dict | None, data: l
         "folder": str(Path(settings["output_dir"]).resolve()),
         "base": base,
         "parent": parent,
+        "processes": ranks.world_size(),
         "data": data,
         "template": {"name": prompter.name, "sha256": prompter.sha256},
         "settings": {  # JSON has no infinity, which here is the default: no limit
@@ -275,6 +278,7 @@ def differences(old: dict, new: dict) -> list[str]:
         ("starting adapter", _get(old, "parent", "sha256"), _get(new, "parent", "sha256")),
         ("data", [item.get("sha256") for item in old.get("data") or []], [item["sha256"] for item in new["data"]]),
         ("template", _get(old, "template", "sha256"), _get(new, "template", "sha256")),
+        ("processes", old.get("processes", 1), new["processes"]),
     ]
     pairs += [(f"--{key}", _get(old, "settings", key), new["settings"][key]) for key in MATHEMATICAL]
     return [f"{name}: {_short(before)} -> {_short(after)}" for name, before, after in pairs if before != after]

@@ -25,12 +25,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from utils import cli
 
 ROOT = Path(__file__).resolve().parents[2]
+_CLOCK = [time.monotonic]
 PEERS = str(Path(__file__).with_name("peers.py"))
 SETTINGS = {
     "batch_size": 32, "micro_batch_size": 8, "num_epochs": 1, "learning_rate": 1e-4, "cutoff_len": 512,
@@ -45,17 +47,21 @@ def main(
     rows: int = 96,  # so many of it
     pairs: int = 3,  # runs of each way
     more: tuple[str, ...] = (),
+    cpu_time: bool = False,
     peers: tuple[str, ...] = (),
     one: str = "",
 ) -> None:
     """Run every way `pairs` times in turn, on the first `rows` rows of a JSON array.
 
     more: other flags of finetune.py (load_8bit=True,dtype=float32), for the ancestor's algorithm too where it has them.
+    cpu_time: count the seconds that the process worked, not those of the clock (OMP_NUM_THREADS=1): other work on the
+    machine then matters less. Not for the peers.
     peers: interpreters of the environments that hold the peers (trl=/tmp/trl/bin/python).
     one: only for the processes that this one starts.
     """
     given, pythons = (dict(pair.split("=", 1) for pair in chosen) for chosen in (more, peers))
     if one:
+        _CLOCK[:] = [time.process_time] if cpu_time else _CLOCK
         _run_one(one, base_model, data_path, given)
         return
     limit = _matmul_limit()
@@ -65,7 +71,8 @@ def main(
         chosen.write_text(json.dumps(json.loads(Path(data_path).read_text(encoding="utf-8"))[:rows]), encoding="utf-8")
         for pair in range(pairs):
             for way in ways:
-                found[way].append(_measure(way, base_model, chosen, more, pythons, Path(folder, f"{pair}-{way}")))
+                where = Path(folder, f"{pair}-{way}")
+                found[way].append(_measure(way, base_model, chosen, more, cpu_time, pythons, where))
                 print(pair, way, found[way][-1], flush=True)
     _report(found, limit, base_model)
 
@@ -83,8 +90,11 @@ def _matmul_limit() -> float:
     return 2 * 2048**3 / best
 
 
-def _measure(way: str, base_model: str, data_path: Path, more: tuple[str, ...], peers: dict, out: Path) -> dict:
+def _measure(
+    way: str, base_model: str, data_path: Path, more: tuple[str, ...], cpu_time: bool, peers: dict, out: Path
+) -> dict:
     command = [sys.executable, __file__, "--one", way, *(["--more", ",".join(more)] if more else [])]
+    command += ["--cpu_time", str(cpu_time)]
     if way in peers:
         settings = json.dumps(SETTINGS)
         command = [sys.executable, PEERS, "--peer", way, "--python", peers[way], "--settings", settings]
@@ -108,8 +118,9 @@ def _run_one(way: str, base_model: str, data_path: str, given: dict) -> None:
 
 def _ours(way: str, base_model: str, data_path: str, given: dict) -> list[dict]:
     """finetune.py itself; steps as its metrics.jsonl has them."""
-    from utils import fast
+    from utils import fast, hooks
 
+    hooks.time = SimpleNamespace(monotonic=_CLOCK[0])
     if way.startswith("without-"):
         _take_away(fast, way.removeprefix("without-"))
     elif way not in ("ours", "ours-plain"):
@@ -178,10 +189,10 @@ def _ancestor(base_model: str, data_path: str, given: dict, grouped: bool) -> li
 
     class Clock(transformers.TrainerCallback):
         def on_step_begin(self, *_, **__):
-            self.begin = time.monotonic()
+            self.begin = _CLOCK[0]()
 
         def on_step_end(self, *_, **__):
-            steps.append({"seconds": time.monotonic() - self.begin, "rows": 0, "tokens": 0, "labels": 0})
+            steps.append({"seconds": _CLOCK[0]() - self.begin, "rows": 0, "tokens": 0, "labels": 0})
 
     class Counting(transformers.DataCollatorForSeq2Seq):
         def __call__(self, features, return_tensors=None):
