@@ -31,6 +31,7 @@ def train(
     lora_alpha: int = 16,
     lora_dropout: float = 0.05,
     lora_target_modules: tuple[str, ...] = ("query_key_value",),
+    use_rslora: bool = False,
     # what is learned from
     train_on_inputs: bool = True,
     last_turn_only: bool = False,
@@ -62,7 +63,7 @@ def train(
     data_mix: their shares in the training (0.7,0.3); no row is used twice, so some of a file may stay unused.
     last_turn_only: of a row with history only the last answer is learned, not every one.
     resume_from_checkpoint: the adapter folder of the stage before; nothing ever trains from scratch instead.
-    lora_r, lora_alpha, lora_target_modules and the template are inherited from it; force_base accepts another base.
+    lora_r, lora_alpha, lora_target_modules, use_rslora and the template are inherited; force_base: of another base too.
     replay: share of rows of the earlier stages to mix in (0.05: one for twenty of this stage's own).
     max_forget: the stage fails when the validation loss of an earlier one rises by more (nats per answer token).
     fast: fused LoRA products, the loss in parts of the 250,880 logits; False is the plain path, which it must equal.
@@ -83,14 +84,13 @@ def train(
     base = record.describe_base(base_model, base_folder)
     parent = adapters.describe_parent(resume_from_checkpoint, output_dir)
     flags = adapters.inherit(flags, cli.given_flags(), parent)
-    lora = {name: flags[f"lora_{name}"] for name in ("r", "alpha", "dropout", "target_modules")}
+    lora = {name: flags[name] for name in models.LORA_FLAGS}
     empty = models.add_lora(models.empty_base(base_folder), **lora)
     adapters.check_parent(parent, base, empty, force_base)
     prompter = Prompter(flags["prompt_template_name"])
     rows, origins = dataset.load_rows(data_path, data_mix, seed)
     checks.rows_and_validation(len(rows), val_set_size)
-    earlier = record.lineage(parent)
-    forgetting.check(earlier, parent, flags)
+    earlier = forgetting.earlier_stages(parent, flags)
 
     # --- Where it starts: anew, at the last checkpoint, or it is done already ---
     run = record.describe("finetune", flags, base, parent, origins, prompter)
@@ -104,8 +104,7 @@ def train(
     # --- Rows into tokens ---
     tokenizer = models.load_tokenizer(base_folder)
     train_rows, val_rows = dataset.split(rows, val_set_size, seed)
-    again, replayed = forgetting.replayed(earlier, replay, len(train_rows), seed)
-    train_rows = dataset.join(train_rows, *again)
+    train_rows, replayed = forgetting.replayed(train_rows, earlier, replay, seed)
     learned = {"train_on_inputs": train_on_inputs, "last_turn_only": last_turn_only}
     train_set, counts = dataset.encode(train_rows, tokenizer, prompter, cutoff_len, **learned)
     val_set, val_counts = dataset.encode(val_rows, tokenizer, prompter, cutoff_len, **learned)
