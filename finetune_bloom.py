@@ -26,6 +26,7 @@ def train(
     learning_rate: float = 3e-4,
     cutoff_len: int = 256,
     val_set_size: int = 2000,
+    neftune_noise_alpha: float = 0.0,
     # the adapter
     lora_r: int = 8,
     lora_alpha: int = 16,
@@ -61,6 +62,7 @@ def train(
 
     data_path: .json, .jsonl or a Hub name, or several (a.json,b.json); rows of instruction, input, output, history.
     data_mix: their shares in the training (0.7,0.3); no row is used twice, so some of a file may stay unused.
+    use_rslora: the adapter's scale is alpha / sqrt(r), not alpha / r. neftune_noise_alpha: noise on embeddings, say 5.
     last_turn_only: of a row with history only the last answer is learned, not every one.
     resume_from_checkpoint: the adapter folder of the stage before; nothing ever trains from scratch instead.
     lora_r, lora_alpha, lora_target_modules, use_rslora and the template are inherited; force_base: of another base too.

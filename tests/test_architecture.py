@@ -51,7 +51,11 @@ TABLE = {
     "adapters": ("record checkpoint lora weights", "torch peft"),
     "checkpoint": ("record", ""),
     "hooks": ("", "tqdm transformers"),
-    "training": ("fast runtime batching adapters checkpoint hooks encode", "torch transformers safetensors tqdm"),
+    "neftune": ("", "torch"),
+    "training": (
+        "fast runtime batching adapters checkpoint hooks neftune encode",
+        "torch transformers safetensors tqdm",
+    ),
     "forgetting": ("dataset record prompter", "datasets"),
     "fast": ("", "torch peft transformers liger_kernel"),
     "planning": ("lora weights vocabulary", "torch"),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from utils import adapters, checkpoint, fast, hooks, runtime
+from utils import adapters, checkpoint, fast, hooks, neftune, runtime
 from utils.batching import StepOrder, collate, collate_packed, parts_of, tokens_of
 from utils.encode import IGNORED
 from utils.errors import EnvironmentFault, Interrupted, ModelFault
@@ -219,6 +219,7 @@ def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int
     arguments._n_gpu = min(arguments.n_gpu, 1)  # or each GPU that can be seen takes micro_batch_size rows more a step
     cadence, metrics = hooks.Cadence(steps.every, evaluates), hooks.Metrics(Path(flags["output_dir"]))
     head = fast.prepare(model, device) if flags["fast"] else None
+    neftune.add_noise(model, flags["neftune_noise_alpha"])
     packed = flags["fast"] and fast.can_pack(model)
     trainer = StageTrainer(
         model=model,
