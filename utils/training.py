@@ -178,6 +178,12 @@ class StageTrainer(Trainer):
             adapters.set_lora_weights(self.model, self.best_weights, Path(BEST_WEIGHTS))
 
 
+def optimizer(flags: dict, device: torch.device) -> str:
+    """transformers' name of the optimizer: AdamW, and for a 4-bit base on a GPU its paged form, as in QLoRA: the card's
+    driver moves large moments out to the machine's memory while a long batch needs theirs, instead of failing."""
+    return "paged_adamw_32bit" if device.type == "cuda" and flags["load_4bit"] else "adamw_torch_fused"
+
+
 def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int, device: torch.device) -> StageTrainer:
     """The stage's trainer. flags: finetune.py's, by name."""
     loggers = [
@@ -196,6 +202,7 @@ def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int
         per_device_eval_batch_size=flags["micro_batch_size"],
         gradient_accumulation_steps=flags["batch_size"] // flags["micro_batch_size"] // runtime.world_size(),
         num_train_epochs=flags["num_epochs"],
+        optim=optimizer(flags, device),
         learning_rate=flags["learning_rate"],
         warmup_steps=steps.warmup,
         bf16=bf16,
