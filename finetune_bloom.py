@@ -78,7 +78,7 @@ def train(
     # --- Arguments: everything that can be known before anything heavy is imported ---
     checks.training(flags, cli.given_flags())
 
-    from utils import adapters, checkpoint, dataset, forgetting, hooks, hub, models, plots, record, runtime, training
+    from utils import adapters, checkpoint, dataset, forgetting, hub, memory, models, plots, record, runtime, training
     from utils.prompter import Prompter
 
     # --- What this run is made of: base, parent and what is inherited from it, data; and whether they fit ---
@@ -123,8 +123,9 @@ def train(
     record.begin(output_dir, run, {"training": counts, "validation": val_counts, "replayed": replayed})
     device = runtime.device()
     runtime.seed_everything(seed)
+    recompute = memory.must_recompute(empty, train_set, flags, device)
     model = models.load_base(base_folder, load_8bit, load_4bit, dtype, device)
-    model = models.add_lora(models.prepare_for_training(model, device), **lora, is_fast=fast)
+    model = models.add_lora(models.prepare_for_training(model, recompute=recompute), **lora, is_fast=fast)
     adapters.load_parent(parent, model)
 
     # --- Train, save the best adapter, write down what was learned and what was forgotten ---
@@ -133,7 +134,7 @@ def train(
     record.refuse_changed_data(run)
     outcome["files"] = adapters.save_adapter(model, output_dir)
     outcome["held_out"] = forgetting.measure(earlier, trainer.mean_loss, tokenizer)
-    plots.loss({output_dir: f"{output_dir}/{hooks.METRICS}"}, f"{output_dir}/loss.png")
+    plots.loss({output_dir: trainer.metrics.path}, f"{output_dir}/loss.png")
     forgetting.refuse(outcome["held_out"], max_forget)
     record.finish(output_dir, run, outcome)
     print(f"{output_dir} is complete: {training.summary(outcome['losses'])}")

@@ -127,19 +127,21 @@ def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device
     return model
 
 
-def prepare_for_training(model, device: torch.device):
-    """A quantised base made ready for gradients: norms in float32, and on a GPU activations recomputed (memory is why
-    one quantises there). An unquantised base as it is.
+def prepare_for_training(model, *, recompute: bool = False):
+    """A base made ready for gradients: a quantised one has its norms in float32; with `recompute` each layer keeps
+    nothing but its input, and computes its activations again, dropout included, when the backward pass needs them.
 
     On a CPU, bitsandbytes repacks 4-bit weights at the first evaluation into a form without gradients; training would
     go on and learn nothing below. That form is switched off.
     """
-    if not getattr(model, "is_quantized", False):
-        return model
-    for layer in model.modules():
-        if isinstance(layer, Linear4bit):
-            layer.support_avx512bf16_for_cpu = False
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=device.type == "cuda")
+    if getattr(model, "is_quantized", False):
+        for layer in model.modules():
+            if isinstance(layer, Linear4bit):
+                layer.support_avx512bf16_for_cpu = False
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if recompute:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def empty_base(folder: Path):

@@ -179,8 +179,9 @@ class StageTrainer(Trainer):
 
 
 def optimizer(flags: dict, device: torch.device) -> str:
-    """transformers' name of the optimizer: AdamW, and for a 4-bit base on a GPU its paged form, as in QLoRA: the card's
-    driver moves large moments out to the machine's memory while a long batch needs theirs, instead of failing."""
+    """transformers' name of the optimizer: AdamW, and for a 4-bit base on a GPU its paged form, as in QLoRA: while a
+    long batch needs the card's memory, the driver moves the moments out of it (bitsandbytes: those of matrices of
+    100,000 numbers and more), instead of failing."""
     return "paged_adamw_32bit" if device.type == "cuda" and flags["load_4bit"] else "adamw_torch_fused"
 
 
