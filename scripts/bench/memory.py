@@ -61,8 +61,8 @@ def main(
 ) -> None:
     """Measure every micro batch with every cutoff on the first `rows` rows of a JSON array.
 
-    more: other flags, e.g. load_8bit=True,dtype=float32. script: finetune.py or finetune_bloom.py. recompute: activations
-    computed again in the backward pass, as where they do not fit.
+    more: other flags, e.g. load_8bit=True,dtype=float32. script: finetune.py or finetune_bloom.py.
+    recompute: with activations computed again in the backward pass, as where they do not fit.
     """
     chosen = json.loads(Path(data_path).read_text(encoding="utf-8"))[:rows]
     outside = False
