@@ -54,14 +54,11 @@ def test_a_quantised_base_on_a_gpu_keeps_what_fits(empty, load, monkeypatch):
 
 
 def test_processes_share_a_cpus_memory(empty, monkeypatch):
-    monkeypatch.setattr(runtime, "free_bytes", lambda device: 8_000_000_000)
-    alone, half = memory.free_bytes(CPU), memory.free_bytes(CPU, 2)
-    assert alone - half == pytest.approx(4e9, rel=0.01)
-    kept = sum(memory.estimate(empty, ROWS, FLAGS, CPU).values())
-    monkeypatch.setattr(
-        runtime, "free_bytes", lambda device: int(1.5 * memory.estimate(empty, ROWS, FLAGS, CPU)["activations"])
-    )
-    assert kept and [memory.must_recompute(empty, ROWS, FLAGS, CPU, count) for count in (1, 8)] == [False, True]
+    parts = memory.estimate(empty, ROWS, FLAGS, CPU)
+    room = int(1.5 * (sum(parts.values()) - parts["libraries"]))  # what is held already is no longer free
+    monkeypatch.setattr(runtime, "free_bytes", lambda device: room)
+    assert memory.free_bytes(CPU) - memory.free_bytes(CPU, 2) == pytest.approx(room / 2, rel=0.1)
+    assert [memory.must_recompute(empty, ROWS, FLAGS, CPU, count) for count in (1, 2)] == [False, True]
 
 
 def test_a_model_that_cannot_is_left_alone(empty, monkeypatch):
@@ -98,10 +95,9 @@ def test_losses_and_gradients_are_the_same_bit_for_bit(base, family, is_fast, bi
     found = []
     for recompute in (False, True):
         model, head = prepared(base, ALL_LINEAR[family], is_fast, recompute, bits)
-        passes = []
-        model.get_submodule(
-            f"{'base_model.model.' + ('model.layers' if family == 'llama' else 'transformer.h')}.1.mlp"
-        ).register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        passes, layers = [], "model.layers" if family == "llama" else "transformer.h"
+        layer = model.get_submodule(f"base_model.model.{layers}.1.mlp")
+        layer.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
         packed = is_fast and fast.can_pack(model)
         chunks = [rows([9, 31, 5]), rows([40, 12])]
         batches = [collate_packed(chunk) if packed else collate(chunk, 0) for chunk in chunks]
@@ -168,9 +164,5 @@ def test_the_estimate_is_what_a_step_takes(tmp_path, is_fast, recompute):
     encoded = Dataset.from_dict({"length": [200] * 4, "supervised": [134] * 4})
     empty = models.add_lora(models.empty_base(base), 4, 8, 0.3, ALL_LINEAR["llama"])
     estimate = memory.estimate(empty, encoded, {**FLAGS, "fast": is_fast}, CPU, recompute)
-    between = memory.KEEPING if is_fast else memory.ALLOCATOR
-    print(
-        peak,
-        {k: v / 1e6 for k, v in estimate.items()},
-        peak / ((estimate["activations"] + estimate["logits"]) / between),
-    )
+    between = memory.KEEPING if is_fast else memory.ALLOCATOR  # which the process takes, and no tensor has
+    assert 0.75 < peak / ((estimate["activations"] + estimate["logits"]) / between) < 1.05

@@ -1,5 +1,6 @@
 """rsLoRA: an adapter scaled by alpha / sqrt(r), the same on both paths, in the next stage and after merging."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -66,8 +67,9 @@ def test_the_next_stage_inherits_it_and_a_contradiction_is_refused(wide, train, 
     assert config_of(tmp_path / "next")["use_rslora"] is True
     assert record.read(tmp_path / "next")["settings"]["use_rslora"] is True
     parent = adapters.describe_parent(wide["output_dir"], str(tmp_path / "other"))
+    flags = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
     with pytest.raises(ArgumentFault, match=r"--use_rslora: False is not what .* was trained with \(True\)"):
-        adapters.inherit({**wide, "use_rslora": False}, frozenset({"use_rslora"}), parent)
+        adapters.inherit({**flags, **wide, "use_rslora": False}, frozenset({"use_rslora"}), parent)
     with pytest.raises(ModelFault, match="--use_rslora: True -> False"):
         train(**{**wide, "use_rslora": False})
 
