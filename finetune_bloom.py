@@ -62,10 +62,10 @@ def train(
 
     data_path: .json, .jsonl or a Hub name, or several (a.json,b.json); rows of instruction, input, output, history.
     data_mix: their shares in the training (0.7,0.3); no row is used twice, so some of a file may stay unused.
-    use_rslora: the adapter's scale is alpha / sqrt(r), not alpha / r. neftune_noise_alpha: noise on embeddings, say 5.
+    use_rslora: the scale is alpha / sqrt(r), not alpha / r. neftune_noise_alpha: of the noise on embeddings, 5 say.
     last_turn_only: of a row with history only the last answer is learned, not every one.
     resume_from_checkpoint: the adapter folder of the stage before; nothing ever trains from scratch instead.
-    lora_r, lora_alpha, lora_target_modules, use_rslora and the template are inherited; force_base: of another base too.
+    lora_r, lora_alpha, lora_target_modules, use_rslora and the template are inherited; force_base accepts another base.
     replay: share of rows of the earlier stages to mix in (0.05: one for twenty of this stage's own).
     max_forget: the stage fails when the validation loss of an earlier one rises by more (nats per answer token).
     fast: fused LoRA products, the loss in parts of the 250,880 logits; False is the plain path, which it must equal.
