@@ -30,7 +30,7 @@ def read_members(source: Path) -> Iterator[Raw]:
                 if member.isdir() or not _is_chat(member, where):
                     continue
                 empty = False
-                yield Raw(where, {"member": member.name}, _only_object(where, archive.extractfile(member).read()))
+                yield Raw(where, {"member": member.name}, only_object(where, archive.extractfile(member).read()))
             _check_end(source, archive, stream)
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk's own, e.g. no permission
@@ -43,12 +43,9 @@ def read_members(source: Path) -> Iterator[Raw]:
 def _check_end(source: Path, archive: tarfile.TarFile, stream: gzip.GzipFile) -> None:
     """Raises DataFault where the archive stops before its end. tarfile takes a cut or damaged header for the end."""
     stream.seek(archive.offset)
-    damaged = True
-    while block := stream.read(1 << 20):  # to the end, where gzip's checksum stands
-        damaged = bool(block.strip(b"\0"))
-        if damaged:
-            break
-    if damaged:
+    rest = iter(lambda: stream.read(1 << 20), b"")  # to the end, where gzip's checksum stands
+    blocks = [bool(block.strip(b"\0")) for block in rest]
+    if any(blocks) or not blocks:
         raise DataFault(f"{source}: not a whole .tar.gz archive: cut or damaged at byte {archive.offset} of the .tar")
 
 
@@ -61,7 +58,8 @@ def _is_chat(member: tarfile.TarInfo, where: str) -> bool:
     return path.suffix == ".json" and not path.name.startswith(".")
 
 
-def _only_object(where: str, data: bytes) -> dict:
+def only_object(where: str, data: bytes) -> dict:
+    """The one JSON object that `data` holds; where: what to call it in a message. Raises DataFault."""
     values = list(line_values(Path(where), 1, data))
     if len(values) != 1:
         raise DataFault(f"{where}: {len(values)} JSON values, must be one object")

@@ -16,16 +16,11 @@ PREFIX = "base_model.model."
 # Where input and output embeddings stand in causal models.
 INPUT = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "embed_in.weight")
 OUTPUT = ("lm_head.weight", "embed_out.weight")
+EMBEDDINGS = INPUT + OUTPUT
 UNSUPPORTED = (
     "use_dora", "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication",
     "target_parameters", "trainable_token_indices", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
-# PEFT 0.2 gave an adapter of one target module (BLOOM's query_key_value) this form: lora_A of two ranks, lora_B of
-# three dimensions, for two thirds of the layer's outputs.
-MERGED_LINEAR = (
-    "is an enable_lora adapter (MergedLinear of PEFT 0.2), which no later PEFT can load: train it again from its data "
-    "and its base (finetune.py, finetune_bloom.py); what they save has the form of today"
-)
 # What can be merged and is not trained on.
 MERGED_ONLY = (
     "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "exclude_modules",
@@ -109,7 +104,8 @@ class Adapter:
         self.deltas: dict[str, Delta] = {}
         self.whole: Weights = {}
         self.lora: Weights = {}
-        self._refuse_by_name()
+        if found := unsupported(config):
+            raise ModelFault(f"{folder}: {', '.join(found)} cannot be merged by this toolkit")
         refuse_merged_linear(folder, config, tensors)
         for name, tensor in tensors.items():
             if not tensor.numel():
@@ -117,10 +113,6 @@ class Adapter:
             if tensor.is_floating_point() and not all(map(torch.isfinite, tensor.detach().aminmax())):
                 raise ModelFault(f"{folder}: {name} holds NaN or infinity")
             self._take(name, tensor.detach(), tensors)
-
-    def _refuse_by_name(self) -> None:
-        if found := unsupported(self.config):
-            raise ModelFault(f"{self.folder}: {', '.join(found)} cannot be merged by this toolkit")
 
     def _take(self, name: str, tensor: torch.Tensor, tensors: Weights) -> None:
         target = name.removeprefix(PREFIX)
@@ -199,11 +191,16 @@ class Adapter:
 
 
 def refuse_merged_linear(source: Path, config: dict, tensors: Weights) -> None:
-    """Raises ModelFault for an adapter in PEFT 0.2's form for one target module: its names are those of today."""
-    if config.get("enable_lora") or any(
-        name.endswith(("lora_B.weight", "lora_B")) and tensor.ndim == 3 for name, tensor in tensors.items()
-    ):
-        raise ModelFault(f"{source}: {MERGED_LINEAR}")
+    """Raises ModelFault for the form that PEFT 0.2 gave an adapter of one target module (BLOOM's query_key_value).
+
+    Its names are those of today; its lora_A has two ranks, its lora_B three dimensions, for two thirds of the outputs.
+    """
+    b_dimensions = {tensor.ndim for name, tensor in tensors.items() if name.endswith(("lora_B.weight", "lora_B"))}
+    if config.get("enable_lora") or 3 in b_dimensions:
+        raise ModelFault(
+            f"{source}: is an enable_lora adapter (MergedLinear of PEFT 0.2), which no later PEFT can load: train it "
+            "again from its data and its base (finetune.py, finetune_bloom.py); what they save has the form of today"
+        )
 
 
 def read(folder: Path) -> Adapter:

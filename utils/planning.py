@@ -11,7 +11,7 @@ import torch
 
 from utils import vocabulary, weights
 from utils.errors import ModelFault
-from utils.lora import INPUT, OUTPUT, Adapter, Change
+from utils.lora import EMBEDDINGS, INPUT, OUTPUT, Adapter, Change
 from utils.weights import Weights
 
 TIED = ("bloom", "gpt2", "opt")  # tied where config.json does not say
@@ -67,7 +67,8 @@ def plan(base: Path, adapters: list[Adapter], dtype: str) -> Plan:
     tied = _is_tied(config, layout)
     _check_layers(base, config, layout, tied)
     base_rows = _rows(layout)
-    if tied and any(_embeddings([*adapter.deltas, *adapter.whole]) for adapter in adapters):
+    touched = [name for adapter in adapters for name in (*adapter.deltas, *adapter.whole) if name.endswith(EMBEDDINGS)]
+    if tied and touched:
         layout = {name: tensor for name, tensor in layout.items() if not name.endswith(OUTPUT)}
     changes: dict[str, Change] = {}
     for adapter in adapters:
@@ -85,14 +86,6 @@ def plan(base: Path, adapters: list[Adapter], dtype: str) -> Plan:
     return Plan(base, config, layout, changes, tied, base_rows, rows, tokenizer)
 
 
-def _embeddings(names: list[str] | Weights) -> list[str]:
-    return [name for name in names if name.endswith((*INPUT, *OUTPUT))]
-
-
-def _module(weight: str) -> str:
-    return weight.removesuffix(".weight")
-
-
 def _is_tied(config: dict, layout: Weights) -> bool:
     head = any(name.endswith(OUTPUT) for name in layout)
     usual = config.get("model_type") in TIED if head else config.get("model_type") != "llama"
@@ -101,7 +94,7 @@ def _is_tied(config: dict, layout: Weights) -> bool:
 
 def _rows(layout: Weights) -> int | None:
     """Rows of the embeddings. Raises ModelFault where input and output would differ."""
-    rows = {len(layout[name]): name for name in _embeddings(layout)}
+    rows = {len(tensor): name for name, tensor in layout.items() if name.endswith(EMBEDDINGS)}
     if len(rows) > 1:
         both = " and ".join(f"{name} {count}" for count, name in rows.items())
         raise ModelFault(f"input and output embeddings would differ in rows: {both} (the adapter grows one of them)")
@@ -126,7 +119,7 @@ def _check_layers(base: Path, config: dict, layout: Weights, tied: bool) -> None
 
 def _check_tied(adapter: Adapter) -> None:
     """One matrix serves as input and output embedding: an adapter must mean the same for both."""
-    if touched := _embeddings(list(adapter.deltas)):
+    if touched := [name for name in adapter.deltas if name.endswith(EMBEDDINGS)]:
         raise ModelFault(f"{adapter.folder}: LoRA on {touched[0]} alone cannot be merged, the base ties its embeddings")
     heads = [name for name in adapter.whole if name.endswith(OUTPUT)]
     inputs = [name for name in adapter.whole if name.endswith(INPUT)]
@@ -134,7 +127,8 @@ def _check_tied(adapter: Adapter) -> None:
         other = f"differs from {inputs[0]}" if inputs else "comes without the input embedding"
         raise ModelFault(f"{adapter.folder}: {heads[0]} {other}, the base ties the two")
     apart = tuple(adapter.config.get("modules_to_save") or ())
-    if inputs and not heads and not adapter.config.get("ensure_weight_tying") and _module(inputs[0]).endswith(apart):
+    is_apart = inputs and inputs[0].removesuffix(".weight").endswith(apart)
+    if is_apart and not heads and not adapter.config.get("ensure_weight_tying"):
         other = "an output embedding that stayed as it was (modules_to_save without ensure_weight_tying)"
         raise ModelFault(f"{adapter.folder}: {inputs[0]} was trained beside {other}, the base ties the two")
 
@@ -170,7 +164,7 @@ def _place(name: str, layout: Weights) -> str | None:
 
 def _check_shape(folder: Path, name: str, new: torch.Tensor, old: torch.Tensor) -> None:
     """Only embeddings grow, and nothing shrinks."""
-    grows = name.endswith((*INPUT, *OUTPUT)) and new.shape[1:] == old.shape[1:] and len(new) > len(old)
+    grows = name.endswith(EMBEDDINGS) and new.shape[1:] == old.shape[1:] and len(new) > len(old)
     if new.shape != old.shape and not grows:
         order = " (adapters in the wrong order?)" if new.shape[1:] == old.shape[1:] else ""
         raise ModelFault(f"{folder}: {name} is {list(new.shape)} here and {list(old.shape)} in the base model{order}")

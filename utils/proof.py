@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
 import torch
 
 from utils import encode, runtime, weights
 from utils.errors import EnvironmentFault, ModelFault
-from utils.lora import INPUT, OUTPUT, Change, blocks
+from utils.lora import EMBEDDINGS, Change, blocks
 from utils.prompter import Prompter
 
 PROBES = 8
@@ -37,28 +38,25 @@ def prove(
     """{"sha256", "changed"} of a tensor that was written at `place` (file, offset); of an embedding that the adapters
     change also "rows" {"added", "changed"}.
 
-    weight: the base's. Raises ModelFault where the disk holds
-    something else than `result`, where a value is not finite, and where rows of a changed tensor, computed anew in
-    float64, differ by more than rounding.
+    weight: the base's. Raises ModelFault where the disk holds something else than `result`, where a value is not
+    finite, and where rows of a changed tensor, computed anew in float64, differ by more than rounding.
     """
-    digest, expected, position = hashlib.sha256(), weights.as_bytes(result), 0
-    for piece in weights.read_back(*place, result.nbytes):
-        digest.update(piece.numpy())
-        if not weights.same_bytes(piece, expected[position : position + len(piece)]):
+    digest, expected = hashlib.sha256(), weights.as_bytes(result).numpy()
+    for piece in weights.read_back(*place, len(expected)):
+        digest.update(piece)
+        if not numpy.array_equal(piece, expected[: weights.CHUNK]):
             raise ModelFault(f"{place[0]}: {name} was not written as it is")
-        position += len(piece)
+        expected = expected[weights.CHUNK :]
     if result.is_floating_point() and not all(map(torch.isfinite, result.aminmax())):
         raise ModelFault(f"{name} would hold NaN or infinity (in the base model, or too large for {result.dtype})")
-    if change is None:
-        return {"sha256": digest.hexdigest(), "changed": False}
-    _probe(name, weight, change, result)
-    added = len(result) - len(weight)
-    changes = _changed_rows(weight, result)
-    if name.endswith((*INPUT, *OUTPUT)):
-        changed = sum(changes)
-        rows = {"added": added, "changed": changed}
-        return {"sha256": digest.hexdigest(), "changed": bool(added or changed), "rows": rows}
-    return {"sha256": digest.hexdigest(), "changed": any(changes)}
+    proof = {"sha256": digest.hexdigest(), "changed": False}
+    if change is not None:
+        _probe(name, weight, change, result)
+        changes = _changed_rows(weight, result)
+        if name.endswith(EMBEDDINGS):
+            proof["rows"] = {"added": len(result) - len(weight), "changed": sum(changes)}
+        proof["changed"] = any(proof["rows"].values() if "rows" in proof else changes)
+    return proof
 
 
 def _changed_rows(weight: torch.Tensor, result: torch.Tensor) -> Iterator[int]:

@@ -7,6 +7,7 @@ decides, not the extension. Lines end at \\n only: U+2028 and U+0085 are text. S
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,7 @@ from typing import BinaryIO
 from utils.errors import DataFault
 
 _SUSPECT = re.compile(r"\\u(?:d[89a-f]|0000)", re.IGNORECASE)
+_HALF = re.compile("[\ud800-\udfff]")
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _BLOCK = 1 << 20  # bytes of an array read at a time
 _SEAM = 32  # characters at the end of what is read: whether they are wrong is known when more is read
@@ -27,14 +29,28 @@ def read_values(path: str | Path) -> Iterator[tuple[int, object]]:
     An array is held a few values at a time, JSON Lines a line at a time.
     """
     path = Path(path)
+    array = is_array(path)
+    with open(path, "rb") as file:
+        if array:
+            yield from _read_array(path, file)
+            return
+        for number, raw in enumerate(file, 1):
+            for value in line_values(path, number, raw):
+                yield number, value
+
+
+def is_array(path: Path) -> bool:
+    """Whether a file holds an array, and not JSON Lines. Raises DataFault where it is empty or in another form."""
     with open(path, "rb") as file:
         head = file.read(4096)
         refuse_other_forms(path, head)
-        first = head.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-        if not first and path.stat().st_size <= len(head):
-            raise DataFault(f"{path}: the file is empty")
-        file.seek(0)
-        yield from _read_array(path, file) if first == b"[" else _read_lines(path, file)
+        text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+        while head and not text:
+            head = file.read(4096)
+            text = head.lstrip()
+    if not text:
+        raise DataFault(f"{path}: the file is empty")
+    return text.startswith(b"[")
 
 
 def refuse_other_forms(path: Path, head: bytes) -> None:
@@ -65,12 +81,6 @@ def _encoding_hint(data: bytes) -> str:
 
 def _chinese(text: str) -> int:
     return sum("\u4e00" <= character <= "\u9fff" for character in text)
-
-
-def _read_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, object]]:
-    for number, raw in enumerate(file, 1):
-        for value in line_values(path, number, raw):
-            yield number, value
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -200,31 +210,31 @@ class _Window:
 
 
 def _unwritable(value: object) -> str | None:
-    for text in _texts(value):
-        if "\0" in text:
+    """What is wrong with a text in the value, or None."""
+    waiting = [value]  # not by recursion: a value may be nested almost as deeply as Python's stack
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting += item
+        elif isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, str) and "\0" in item:
             return "a text holds NUL (\\u0000)"
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        elif isinstance(item, str) and _HALF.search(item):
             return "a text holds a lone surrogate (half a character)"
     return None
 
 
-def _texts(value: object) -> Iterator[str]:
-    waiting = [value]  # not by recursion: a value may be nested almost as deeply as Python's stack
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, list):
-            waiting += item
-        elif isinstance(item, dict):
-            waiting += [*item.keys(), *item.values()]
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words for a message."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise ValueError(f'the key "{twice[:80]}" stands twice in one object')
     return result
 

@@ -15,25 +15,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.archives import read_members
+from data.archives import only_object, read_members
 from data.converting import (
-    Dropped,
-    Row,
+    Piece,
     Shortened,
+    as_object,
     convert,
     dialogue,
     fill_rows,
     find_sources,
-    kind_of,
     read_objects,
     row_or_drop,
     texts,
 )
 from utils import cli
 from utils.errors import ArgumentFault, DataFault
-from utils.strict_json import line_values
-
-Piece = Row | Dropped | Shortened
 
 
 def main(input: str = "", output_dir: str = "") -> None:
@@ -133,13 +129,8 @@ def _chat(file: str, where: str, raw: dict) -> Iterator[Piece]:
 
 
 def _turn(key: str, round: object) -> tuple[str, str]:
-    if not isinstance(round, dict):
-        raise DataFault(f"{key}: is {kind_of(round)}, must be an object")
-    (response,) = texts(key, round, "response")
-    values = list(line_values(Path(key), 1, response.encode()))
-    if len(values) != 1 or not isinstance(values[0], dict):
-        raise DataFault(f'{key}: "response" is not the text of one JSON object')
-    question, answer = texts(key, values[0], "Q", "A")
+    (response,) = texts(key, as_object(key, round), "response")
+    question, answer = texts(key, only_object(key, response.encode()), "Q", "A")
     return question, answer
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.converting import Dropped, Row, Shortened, convert, fill_rows, find_sources, kind_of, read_objects, texts
+from data.converting import Dropped, Piece, Row, Shortened, convert, fill_rows, find_sources, read_objects, texts
 from utils import cli
 from utils.errors import DataFault
+from utils.strict_json import kind_of
 
 RAW = ("PsyQA_full.json",)
 FILES = tuple(f"psyqa-{index}.json" for index in range(6))
@@ -33,7 +34,7 @@ def main(input: str = "", output_dir: str = "") -> None:
     convert("psyQA", [source], output_dir, FILES, partial(fill_rows, read_objects(source), _pieces))
 
 
-def _pieces(where: str, raw: dict) -> Iterator[Row | Dropped | Shortened]:
+def _pieces(where: str, raw: dict) -> Iterator[Piece]:
     question, description = texts(where, raw, "question", "description", or_null="description")
     answers = _answers(where, raw)
     if not question.strip() or not any(answer.strip() for answer in answers):
