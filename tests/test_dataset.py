@@ -12,7 +12,7 @@ from tiny_models import ROWS, bpe_tokenizer
 
 import finetune
 from utils import cli, dataset, parallel
-from utils.encode import encode_row
+from utils.encode import encode_rows
 from utils.errors import DataFault, EnvironmentFault, ModelFault
 from utils.prompter import Prompter
 
@@ -204,7 +204,7 @@ def test_tokens_are_those_of_each_row_alone_and_do_not_depend_on_cores_or_cache(
         tables.append(table.read_bytes())
     assert tables[0] == tables[1]
     prompter = Prompter("alpaca_short")
-    alone = [encode_row(tokenizer, prompter, row, 40, False) for row in MANY]
+    alone = [encode_rows(tokenizer, prompter, [row], 40, False)[0] for row in MANY]
     kept = [row for row in alone if any(label != -100 for label in row["labels"][1:])]
     for name in ("input_ids", "labels"):
         assert encoded[name][:] == [row[name] for row in kept]

@@ -12,6 +12,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy
@@ -29,15 +30,15 @@ from utils.rows import Row, data_names, read_rows, training_rows
 CHUNK = 500  # rows written, or tokenized by one process, at a time
 COUNTS = ("rows", "truncated", "masked", "tokens", "supervised", "answers", "ended")
 _TEXT, _NUMBER = pyarrow.large_string(), pyarrow.int32()
-_ROW = dict.fromkeys(("instruction", "input", "output"), _TEXT) | {
-    "history": pyarrow.list_(pyarrow.list_(_TEXT)),
-    "line": pyarrow.int64(),
-}
-_ENCODED = dict.fromkeys(("input_ids", "labels"), pyarrow.list_(_NUMBER)) | dict.fromkeys(
-    ("length", "whole", "supervised", "line", "file"), _NUMBER
+_ROW = pyarrow.schema(
+    dict.fromkeys(("instruction", "input", "output"), _TEXT)
+    | {"history": pyarrow.list_(pyarrow.list_(_TEXT)), "line": pyarrow.int64()}
+)
+_ENCODED = pyarrow.schema(
+    dict.fromkeys(("input_ids", "labels"), pyarrow.list_(_NUMBER))
+    | dict.fromkeys(("length", "whole", "supervised", "line", "file"), _NUMBER)
 )
 Read = Callable[[Counter[str]], Iterable[Row]]  # the rows; counts the keys it does not know
-Encode = Callable[[list[Row]], list[dict]]
 
 
 def load_rows(data_path: str, data_mix: Sequence[str] = (), seed: int = 0) -> tuple[datasets.Dataset, list[dict]]:
@@ -90,9 +91,10 @@ def _checked(name: str, sha256: str, read: Read) -> datasets.Dataset:
 
     def build(target: Path) -> dict:
         unused: Counter[str] = Counter()
-        bar = tqdm(read(unused), desc=f"reading {name}", unit="row", leave=False, disable=None)
-        count = _write(target, _ROW, map(_record_batch(_ROW), _chunks(bar)))
-        return {"rows": count, "unused": unused.most_common(5), "others": max(0, len(unused) - 5)}
+        rows = iter(tqdm(read(unused), desc=f"reading {name}", unit="row", leave=False, disable=None))
+        chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+        _write(target, _ROW, (pyarrow.RecordBatch.from_pylist(chunk, _ROW) for chunk in chunks))
+        return {"unused": unused.most_common(5), "others": max(0, len(unused) - 5)}
 
     table, info = _cached(cache.digest(rows=sha256, code=_code("rows", "strict_json", "dataset")), build)
     for key, count in info["unused"]:
@@ -141,7 +143,7 @@ def choose(rows: datasets.Dataset, numbers: Sequence[int], **why: object) -> dat
 
 def encode(
     rows: datasets.Dataset,
-    tokenizer,
+    tokenizer: Any,
     prompter: Prompter,
     cutoff_len: int,
     train_on_inputs: bool,
@@ -177,7 +179,7 @@ def _encoded_batches(work: Callable, rows: int, total: Counter[str]) -> Iterator
             yield batch
 
 
-def _encode_chunk(rows: datasets.Dataset, encode: Encode, start: int) -> tuple[pyarrow.RecordBatch, Counter[str]]:
+def _encode_chunk(rows: datasets.Dataset, encode: Callable, start: int) -> tuple[pyarrow.RecordBatch, Counter[str]]:
     stop = min(start + CHUNK, len(rows))
     counts: Counter[str] = Counter()
     kept = []
@@ -193,10 +195,10 @@ def _encode_chunk(rows: datasets.Dataset, encode: Encode, start: int) -> tuple[p
         counts.update(rows=1, tokens=len(row["input_ids"]), supervised=supervised)
         place = {"line": source["line"], "file": source["file"]}
         kept.append({**row, **place, "length": len(row["input_ids"]), "supervised": supervised})
-    return _record_batch(_ENCODED)(kept), counts
+    return pyarrow.RecordBatch.from_pylist(kept, _ENCODED), counts
 
 
-def _hash_of(tokenizer) -> str:
+def _hash_of(tokenizer: Any) -> str:
     """Of what it writes when it is saved: its pieces and settings, wherever they came from; and of its library."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -215,21 +217,7 @@ def _cached(name: str, build: Callable[[Path], dict]) -> tuple[datasets.Dataset,
     return datasets.Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=name), info
 
 
-def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    rows = iter(rows)
-    while chunk := list(islice(rows, CHUNK)):
-        yield chunk
-
-
-def _record_batch(columns: dict[str, pyarrow.DataType]) -> Callable[[list[dict]], pyarrow.RecordBatch]:
-    return partial(pyarrow.RecordBatch.from_pylist, schema=pyarrow.schema(columns))
-
-
-def _write(target: Path, columns: dict[str, pyarrow.DataType], batches: Iterable[pyarrow.RecordBatch]) -> int:
-    """Write the batches as an Arrow stream; returns the number of rows."""
-    count = 0
-    with pyarrow.ipc.new_stream(str(target), pyarrow.schema(columns)) as writer:
+def _write(target: Path, schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> None:
+    with pyarrow.ipc.new_stream(str(target), schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
-            count += batch.num_rows
-    return count

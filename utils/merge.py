@@ -55,7 +55,7 @@ def write(plan: Plan, target: Path) -> dict:
     proofs: dict[str, dict] = {}
     seconds = dict.fromkeys(("arithmetic", "writing", "waiting_for_the_proof"), 0.0)
     peak, pending = 0, None
-    with one_processor_less(), ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with _one_processor_less(), ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         read = weights.read_base(plan.base)
         for name, weight in tqdm(read, "merging", len(plan.layout), unit="tensor", disable=None):
             if name not in plan.layout:  # a second copy of tied embeddings
@@ -76,12 +76,17 @@ def write(plan: Plan, target: Path) -> dict:
         proofs[pending[0]] = pending[1].result()
     writer.close()
     _copy_small_files(plan, target)
-    _check_files(plan, target)
+    if _kinds(weights.layout(target)) != _kinds(plan.layout):
+        raise ModelFault(f"{target}: the shards do not hold the tensors that were written")
     return _report(plan, proofs, seconds, peak)
 
 
+def _kinds(layout: weights.Weights) -> dict[str, tuple]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in layout.items()}
+
+
 @contextmanager
-def one_processor_less() -> Iterator[None]:
+def _one_processor_less() -> Iterator[None]:
     """Leave a processor to the proof: threads that wait for each other's would take twice the time."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, before - 1))
@@ -105,19 +110,12 @@ def check_whole(output: Path) -> None:
         raise ModelFault(f"{output}: its weights are not those that were merged (remove it and merge again)")
 
 
-def _check_files(plan: Plan, target: Path) -> None:
-    found = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.layout(target).items()}
-    if found != {name: (tensor.shape, tensor.dtype) for name, tensor in plan.layout.items()}:
-        raise ModelFault(f"{target}: the shards do not hold the tensors that were written")
-
-
 def _report(plan: Plan, proofs: dict[str, dict], seconds: dict[str, float], peak: int) -> dict:
-    if not any(proof["changed"] for proof in proofs.values()):
+    hashes: dict[str, dict[str, str]] = {"changed": {}, "unchanged": {}}
+    for name, proven in proofs.items():
+        hashes["changed" if proven["changed"] else "unchanged"][name] = proven["sha256"]
+    if not hashes["changed"]:
         raise ModelFault("the merge changes nothing: every lora_B is zero, or all changes vanish in the base's dtype")
-    hashes = {
-        kind: {name: proof["sha256"] for name, proof in proofs.items() if proof["changed"] == (kind == "changed")}
-        for kind in ("changed", "unchanged")
-    }
     rows = {name: proof["rows"] for name, proof in proofs.items() if "rows" in proof}
     entries = vocabulary.tokenizer_size(plan.tokenizer) if plan.tokenizer else None
     sizes = {"rows": plan.rows, "base_rows": plan.base_rows, "tokenizer_entries": entries}

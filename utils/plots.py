@@ -20,11 +20,6 @@ _CHINESE = re.compile(
 )
 
 
-def read_metrics(path: str | Path) -> list[dict]:
-    """The lines of a metrics.jsonl."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-
-
 def _save(figure: pyplot.Figure, target: str | Path) -> None:
     """Write the picture as a PNG, whole or not at all."""
     picture = io.BytesIO()
@@ -56,7 +51,7 @@ def loss(stages: dict[str, str | Path], target: str | Path) -> None:
         1, len(stages), figsize=(max(6, 3.6 * len(stages)), 3.6), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (title, path) in zip(axes[0], stages.items(), strict=True):
-        metrics = read_metrics(path)
+        metrics = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
         for key, style, label in (("loss", "-", "training"), ("eval_loss", "o-", "validation")):
             points = [(line["step"], line[key]) for line in metrics if key in line]
             axis.plot(*zip(*points, strict=True), style, label=label, markersize=4) if points else None

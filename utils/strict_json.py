@@ -15,6 +15,7 @@ from typing import BinaryIO
 from utils.errors import DataFault
 
 _SUSPECT = re.compile(r"\\u(?:d[89a-f]|0000)", re.IGNORECASE)
+_CHINESE = re.compile("[\u4e00-\u9fff]")
 _HALF = re.compile("[\ud800-\udfff]")
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _BLOCK = 1 << 20  # bytes of an array read at a time
@@ -74,13 +75,8 @@ def _encoding_hint(data: bytes) -> str:
     except UnicodeDecodeError:
         return ""
     # One bad byte among good ones leaves most of a text Chinese; of GBK read as UTF-8 a character may be, by chance.
-    if _chinese(text) < 2 or 4 * _chinese(data.decode("utf-8", "ignore")) > _chinese(text):
-        return ""
-    return ", looks like GBK: iconv -f GBK -t UTF-8"
-
-
-def _chinese(text: str) -> int:
-    return sum("\u4e00" <= character <= "\u9fff" for character in text)
+    as_gbk, as_utf8 = (len(_CHINESE.findall(one)) for one in (text, data.decode("utf-8", "ignore")))
+    return ", looks like GBK: iconv -f GBK -t UTF-8" if as_gbk >= max(2, 4 * as_utf8) else ""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -108,10 +104,9 @@ def line_values(path: Path, number: int, raw: bytes) -> Iterator[object]:
     while position < len(text):
         try:
             value, end = _DECODER.raw_decode(text, position)
-            fine = not _SUSPECT.search(text, position, end)
         except (ValueError, RecursionError):
-            fine = False
-        if not fine:  # the slower way, which says what is wrong and where
+            end = None
+        if end is None or _SUSPECT.search(text, position, end):  # the slower way, which says what is wrong and where
             line = _Window(path, text, number, position)
             value, end = line.value(), line.position
         yield value
@@ -121,19 +116,16 @@ def line_values(path: Path, number: int, raw: bytes) -> Iterator[object]:
 def _read_array(path: Path, file: BinaryIO) -> Iterator[tuple[int, object]]:
     window = _Window(path, "", 1, file=file)
     window.next_character()
-    window.skip()
-    mark = window.next_character()
+    mark = window.next_character(1)
     while mark != "]":
         yield window.line, window.value()
         mark = window.next_character()
-        if mark not in (",", "]"):
-            problem = "the file ends here" if not mark else "cut?"
-            raise window.fault(window.position, f'invalid JSON: expected "," or "]" ({problem})')
         if mark == ",":
-            window.skip()
-            window.next_character()
-    window.skip()
-    if window.next_character():
+            window.next_character(1)
+        elif mark != "]":
+            problem = "cut?" if mark else "the file ends here"
+            raise window.fault(window.position, f'invalid JSON: expected "," or "]" ({problem})')
+    if window.next_character(1):
         raise window.fault(window.position, "invalid JSON: text behind the end of the array")
 
 
@@ -149,13 +141,9 @@ class _Window:
         self._line_start = 0  # where the line begins in `text`; negative when that is forgotten
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
 
-    def skip(self) -> None:
-        """Go behind the character at `position`."""
-        self._go_to(self.position + 1)
-
-    def next_character(self) -> str:
-        """Go to the next character that is not blank and return it; "" at the end."""
-        self._go_to(_BLANKS.match(self.text, self.position).end())
+    def next_character(self, skipped: int = 0) -> str:
+        """Go behind so many characters to the next one that is not blank, and return it; "" at the end."""
+        self._go_to(_BLANKS.match(self.text, self.position + skipped).end())
         while self.position == len(self.text) and self.file is not None:
             self._read_on()
             self._go_to(_BLANKS.match(self.text, self.position).end())
