@@ -30,10 +30,10 @@ def digest(**parts: object) -> str:
 
 
 def table(name: str, build: Callable[[Path], dict]) -> tuple[Path, dict]:
-    """(file, info) of the table `name`; where there is none yet, `build` writes it to the path it is given and
-    returns its info (what JSON can write).
+    """(file, info) of the table `name`.
 
-    Of several processes one builds and the others wait. Raises EnvironmentFault where the folder cannot be written, or
+    Where there is none yet, `build` writes it to the path it is given and returns its info (what JSON can write). Of
+    several processes one builds and the others wait. Raises EnvironmentFault where the folder cannot be written, or
     its disk is full.
     """
     root = folder()

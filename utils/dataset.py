@@ -42,12 +42,12 @@ Read = Callable[[Counter[str]], Iterable[Row]]  # the rows; counts the keys it d
 
 
 def load_rows(data_path: str, data_mix: Sequence[str] = (), seed: int = 0) -> tuple[datasets.Dataset, list[dict]]:
-    """Rows of the .json and .jsonl files and Hub data sets that data_path names (separated by commas), in their order,
-    and the origin of each: {"path", "sha256", "rows"[, "share"]}.
+    """The rows of the .json and .jsonl files and Hub data sets that data_path names, in their order, and their origins.
 
-    Columns: instruction, input, output, history and line (see utils.rows), and file, the number of the origin. With
-    data_mix, the shares of the files in the whole, as many rows as there are in these shares without one twice are
-    drawn with the seed. Raises DataFault for a broken row, EnvironmentFault when the Hub cannot be reached.
+    Names are separated by commas; an origin is {"path", "sha256", "rows"[, "share"]}. Columns: instruction, input,
+    output, history and line (see utils.rows), and file, the number of the origin. With data_mix, the shares of the
+    files in the whole, as many rows as there are in these shares without one twice are drawn with the seed. Raises
+    DataFault for a broken row, EnvironmentFault when the Hub cannot be reached.
     """
     tables, origins = [], []
     for number, name in enumerate(data_names(data_path)):

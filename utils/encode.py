@@ -29,12 +29,12 @@ def encode_rows(
     train_on_inputs: bool,
     last_turn_only: bool = False,
 ) -> list[dict]:
-    """Each row as {"input_ids", "labels"}: int lists of equal length, at most cutoff_len; and "whole": its tokens
-    before the cutoff (where it is very long, at least so many), "answers": those it learns, "ended": those of them
-    whose EOS the cutoff leaves.
+    """Each row as {"input_ids", "labels", "whole", "answers", "ended"}.
 
-    Every assistant turn and its EOS is supervised, or the last alone (last_turn_only); prompts too where
-    train_on_inputs. Unsupervised labels are -100.
+    input_ids, labels: int lists of equal length, at most cutoff_len; whole: its tokens before the cutoff (where it is
+    very long, at least so many); answers: those it learns; ended: those of them whose EOS the cutoff leaves. Every
+    assistant turn and its EOS is supervised, or the last alone (last_turn_only); prompts too where train_on_inputs.
+    Unsupervised labels are -100.
     """
     encoded = _encode_turns(tokenizer, prompter, rows, cutoff_len + _MARGIN)
     return [_join(turns, cutoff_len, train_on_inputs, last_turn_only) for turns in encoded]

@@ -107,35 +107,27 @@ class Adapter:
         if found := unsupported(config):
             raise ModelFault(f"{folder}: {', '.join(found)} cannot be merged by this toolkit")
         refuse_merged_linear(folder, config, tensors)
+        pairs: dict[tuple[str, str], Weights] = {}  # (module, kind of LoRA) -> its A and B
         for name, tensor in tensors.items():
             if not tensor.numel():
                 raise ModelFault(f"{folder}: {name} is empty")
             if tensor.is_floating_point() and not all(map(torch.isfinite, tensor.detach().aminmax())):
                 raise ModelFault(f"{folder}: {name} holds NaN or infinity")
-            self._take(name, tensor.detach(), tensors)
-
-    def _take(self, name: str, tensor: torch.Tensor, tensors: Weights) -> None:
-        target = name.removeprefix(PREFIX)
-        lora = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(\.weight)?", target)
-        if lora is None:
-            if "lora_" in target or "trainable_tokens" in target:
-                raise ModelFault(f"{self.folder}: {target} is neither lora_A nor lora_B, it cannot be merged")
-            if ".original_module." not in target:
-                self.whole[target.replace(".modules_to_save.", ".").replace(".base_layer.", ".")] = tensor
-            return
-        module, embedding, letter, suffix = lora[1], lora[2] or "", lora[3], lora[4] or ""
-        partner = "B" if letter == "A" else "A"
-        other = f"{PREFIX if name != target else ''}{module}.lora_{embedding}{partner}{suffix}"
-        if other not in tensors:
-            raise ModelFault(f"{self.folder}: {target} has no lora_{embedding}{partner} to it")
-        self.lora[name] = tensor
-        if letter == "A":
-            a, b = tensor, tensors[other].detach()
-            delta = Delta(a, b, self._scale(module, a, b))
-            self.deltas[f"{module}.weight"] = delta.transposed() if embedding else delta
+            target = name.removeprefix(PREFIX)
+            if part := re.fullmatch(r"(.+)\.(lora_|lora_embedding_)([AB])(\.weight)?", target):
+                self.lora[name] = pairs.setdefault((part[1], part[2]), {})[part[3]] = tensor.detach()
+            elif "lora_" in target or "trainable_tokens" in target:
+                raise ModelFault(f"{folder}: {target} is neither lora_A nor lora_B, it cannot be merged")
+            elif ".original_module." not in target:
+                self.whole[target.replace(".modules_to_save.", ".").replace(".base_layer.", ".")] = tensor.detach()
+        for (module, kind), pair in pairs.items():
+            if missing := {"A", "B"} - pair.keys():
+                raise ModelFault(f"{folder}: {module} has no {kind}{missing.pop()}")
+            delta = Delta(pair["A"], pair["B"], self._scale(module, pair["A"], pair["B"]))
+            self.deltas[f"{module}.weight"] = delta.transposed() if kind == "lora_embedding_" else delta
 
     def _scale(self, module: str, a: torch.Tensor, b: torch.Tensor) -> float:
-        """alpha / r, or alpha / sqrt(r) for rsLoRA; the patterns name modules with their own."""
+        """Its alpha / r, or alpha / sqrt(r) for rsLoRA; the patterns name modules with their own."""
         try:
             rank = self._of("rank_pattern", module, self.config.get("r", a.shape[0]))
             alpha = self._of("alpha_pattern", module, self.config["lora_alpha"])

@@ -102,7 +102,7 @@ def _rows(layout: Weights) -> int | None:
 
 
 def _check_layers(base: Path, config: dict, layout: Weights, tied: bool) -> None:
-    """A LLaMA or BLOOM base has every weight. (Of other families only the forward pass of --verify knows.)"""
+    """Raises ModelFault where a LLaMA or BLOOM lacks a weight (of other families only the forward proof knows)."""
     family = config.get("model_type")
     layers: dict[int, set[str]] = {}
     for name in layout:

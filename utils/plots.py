@@ -76,11 +76,11 @@ def lengths(tokens: list[int], cutoff_len: int, target: str | Path) -> None:
 
 
 def forgetting(names: list[str], losses: list[list[float | None]], target: str | Path) -> None:
-    """Draw a heatmap into a PNG: a row a stage, a column the held-out rows of a stage, coloured by how far their loss
-    has risen (red) or fallen (blue) since that stage ended.
+    """Draw a heatmap into a PNG: a row a stage, a column the held-out rows of a stage.
 
-    names: of the stages in order; losses[k][j]: validation loss after stage k on the rows of stage j <= k, in nats per
-    answer token, None where it was not measured.
+    Its colour is how far their loss has risen (red) or fallen (blue) since that stage ended. names: of the stages in
+    order; losses[k][j]: validation loss after stage k on the rows of stage j <= k, in nats per answer token, None where
+    it was not measured.
     """
     size = len(names)
     rises = [[_rise(losses, row, column) for column in range(size)] for row in range(size)]

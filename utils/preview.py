@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy
@@ -39,7 +40,7 @@ def show_data(
     origins: list[dict],
     encoded: datasets.Dataset,
     counts: Mapping[str, int],
-    tokenizer,
+    tokenizer: Any,
 ) -> None:
     """Print what the run will read and learn, and three rows of it; draw the lengths into <output_dir>.preview.png.
 
@@ -63,7 +64,7 @@ def show_data(
         print("\n".join(_row_lines(row, tokenizer, sys.stdout.isatty())))
 
 
-def show_run(flags: Mapping[str, object], encoded: datasets.Dataset, steps, model, device) -> None:
+def show_run(flags: Mapping[str, object], encoded: datasets.Dataset, steps: object, model: Any, device: Any) -> None:
     """Print the steps of the run and the memory it takes of the device.
 
     steps: see training.plan; model: the base with its LoRA layers on the meta device.
@@ -175,7 +176,7 @@ def _tokens(lengths: list[int], counts: Mapping[str, int], cutoff_len: int) -> I
         yield f"  {span:>12} {amount:>8} {'█' * round(40 * amount / max(amounts))}"
 
 
-def _row_lines(row: Mapping[str, object], tokenizer, dim: bool) -> Iterator[str]:
+def _row_lines(row: Mapping[str, object], tokenizer: Any, dim: bool) -> Iterator[str]:
     """A row as the model sees it, piece by piece; what is masked is dimmed where the terminal can."""
     for masked, piece in groupby(zip(row["input_ids"], row["labels"]), key=lambda pair: pair[1] == IGNORED):
         text = tokenizer.decode([token for token, _ in piece], clean_up_tokenization_spaces=False)

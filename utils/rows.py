@@ -26,12 +26,11 @@ def read_rows(path: str | Path, unused: Counter[str]) -> Iterator[Row]:
 
 
 def training_rows(path: str | Path, values: Iterable[tuple[int, object]], unused: Counter[str]) -> Iterator[Row]:
-    """{"instruction": text, "input": text, "output": text, "history": [[text, text], …], "line": int} for each of
-    values (line, value); keys that training does not know are counted in `unused`.
+    """Yield {"instruction": text, "input": text, "output": text, "history": [[text, text], …], "line": int} a value.
 
-    A null or missing input is "", a missing history []. Anything else that is not text, an empty instruction or
-    answer, and a file without rows is a DataFault (file:line, key, type): raised at the end, for the first row that is
-    broken, with the lines of the others.
+    values: (line, value). Keys that training does not know are counted in `unused`. A null or missing input is "", a
+    missing history []. Anything else that is not text, an empty instruction or answer, and a file without rows is a
+    DataFault (file:line, key, type): raised at the end, for the first row that is broken, with the lines of the others.
     """
     faults: list[str] = []
     line = 0

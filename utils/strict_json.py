@@ -1,7 +1,7 @@
-"""A strict reader of JSON arrays and JSON Lines: every value with its line, every fault with file:line.
+r"""A strict reader of JSON arrays and JSON Lines: every value with its line, every fault with file:line.
 
 The public sets lie about their form (JSON Lines named .json, `}{` without a newline), so the first character
-decides, not the extension. Lines end at \\n only: U+2028 and U+0085 are text. Standard library only.
+decides, not the extension. Lines end at \n only: U+2028 and U+0085 are text. Standard library only.
 """
 
 import codecs

@@ -187,7 +187,8 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 class Scratch:
     """Two pieces of memory used in turns: fresh memory for each tensor would cost more than its arithmetic.
 
-    While one tensor is proven the next one is computed, so a piece is free again when it is asked for."""
+    While one tensor is proven the next one is computed, so a piece is free again when it is asked for.
+    """
 
     def __init__(self):
         self.pieces = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
