@@ -131,12 +131,12 @@ def scores(judges: dict[str, dict[str, dict[str, dict]]], target: str | Path) ->
     for axis, (judge, cells) in zip(axes[:, 0], judges.items(), strict=True):
         for place, system in enumerate(systems):
             shift = 0.7 * ((place + 0.5) / len(systems) - 0.5)
-            rows = [(at + shift, cells[c][system]) for at, c in enumerate(categories) if cells.get(c, {}).get(system)]
-            rows = [(at, cell) for at, cell in rows if cell["score"] is not None]
-            middle = [cell["score"] for _, cell in rows]
-            below = [cell["score"] - cell["low"] for _, cell in rows]
-            above = [cell["high"] - cell["score"] for _, cell in rows]
-            axis.errorbar([at for at, _ in rows], middle, (below, above), fmt="o", ms=4, capsize=2, label=system)
+            found = {at: cells.get(category, {}).get(system) for at, category in enumerate(categories)}
+            dots = {at + shift: cell for at, cell in found.items() if cell and cell["score"] is not None}
+            middle = [cell["score"] for cell in dots.values()]
+            below = [cell["score"] - cell["low"] for cell in dots.values()]
+            above = [cell["high"] - cell["score"] for cell in dots.values()]
+            axis.errorbar(list(dots), middle, (below, above), fmt="o", ms=4, capsize=2, label=system)
         axis.set(title=judge, ylim=(-2, 102), xlim=(-0.5, len(categories) - 0.5), ylabel="score of 100")
         axis.vlines([at + 0.5 for at in range(len(categories) - 1)], -2, 102, color="0.85", lw=0.8)
         axis.grid(alpha=0.3, axis="y")

@@ -136,14 +136,12 @@ def _disagreement(chosen: Path, entries: int, rows: int, base_rows: int | None, 
     if rows == base_rows and own not in (None, entries):
         sizes += f" and the base model's tokenizer {own} entries"
     if abs(rows - entries) == 1:
-        return (
-            f"{sizes}: probably weights of one model beside the tokenizer of another, as Chinese-LLaMA (49953) and "
-            "Chinese-Alpaca (49954, with [PAD]), which do not mix"
-        )
-    if rows != base_rows:
-        return f"{sizes}: probably not the tokenizer that the adapter was trained with (is it in the adapter's folder?)"
-    if entries > rows:
-        return (
-            f"{sizes}: probably an adapter saved without its embed_tokens and lm_head, or the tokenizer of a larger one"
-        )
-    return f"{sizes}: probably the tokenizer of another model"
+        models = "Chinese-LLaMA (49953) and Chinese-Alpaca (49954, with [PAD]), which do not mix"
+        why = f"weights of one model beside the tokenizer of another, as {models}"
+    elif rows != base_rows:
+        why = "not the tokenizer that the adapter was trained with (is it in the adapter's folder?)"
+    elif entries > rows:
+        why = "an adapter saved without its embed_tokens and lm_head, or the tokenizer of a larger one"
+    else:
+        why = "the tokenizer of another model"
+    return f"{sizes}: probably {why}"
