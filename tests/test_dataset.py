@@ -241,6 +241,16 @@ def test_every_setting_that_changes_tokens_has_its_own_table(own_cache, tmp_path
     assert len({json.dumps(table[:]) for table in tables}) >= 7
 
 
+@pytest.mark.parametrize("templates", ["{{ messages }}", {"default": "{{ messages }}", "tool_use": "{{ tools }}"}])
+def test_a_tokenizers_chat_templates_make_no_other_table(own_cache, tmp_path, monkeypatch, templates):
+    """One is saved as a file, several also in a folder of their own."""
+    work = counted(monkeypatch, "_encoded_batches")
+    rows, _ = dataset.load_rows(write_rows(tmp_path / "a.json", ROWS))
+    plain, talking = bpe_tokenizer(), bpe_tokenizer()
+    talking.chat_template = templates
+    assert encode(rows, talking)[0][:] == encode(rows, plain)[0][:] and len(work) == 1
+
+
 def test_rows_with_nothing_to_learn_are_left_out_and_an_error_when_all_are(tmp_path, tokenizer):
     long = {**ROWS[0], "instruction": "问" * 500}
     rows, _ = dataset.load_rows(write_rows(tmp_path / "a.json", [long, *ROWS]))

@@ -199,10 +199,10 @@ def _encode_chunk(rows: datasets.Dataset, encode: Callable, start: int) -> tuple
 
 
 def _hash_of(tokenizer: Any) -> str:
-    """Of what it writes when it is saved: its pieces and settings, wherever they came from; and of its library."""
+    """Of what it writes when it is saved, but for chat templates: its pieces and settings; and of its library."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        files = sorted(path for path in Path(folder).iterdir() if path.name != "chat_template.jinja")
+        files = sorted(path for path in Path(folder).iterdir() if path.is_file() and path.suffix != ".jinja")
         hashes = [(path.name, sha256_file(path)) for path in files]
     return cache.digest(files=hashes, libraries=[version(name) for name in ("tokenizers", "transformers")])
 

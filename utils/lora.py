@@ -100,7 +100,6 @@ class Adapter:
 
     def __init__(self, folder: Path, config: dict, tensors: Weights):
         self.folder, self.config = folder, config
-        self.fan_in_fan_out = bool(config.get("fan_in_fan_out"))
         self.deltas: dict[str, Delta] = {}
         self.whole: Weights = {}
         self.lora: Weights = {}

@@ -16,8 +16,7 @@ from utils.weights import Weights
 
 TIED = ("bloom", "gpt2", "opt")  # tied where config.json does not say
 CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # their linear weights are (in, out)
-# Families whose layers are all alike: where config.json has their number, and what stands outside them.
-DEPTHS = {"llama": ("num_hidden_layers",), "bloom": ("n_layer", "num_hidden_layers")}
+# Families whose layers are all alike: what stands outside them.
 ENDS = {
     "llama": ("embed_tokens.weight", "norm.weight"),
     "bloom": ("word_embeddings.weight", "word_embeddings_layernorm.weight", "ln_f.weight"),
@@ -108,7 +107,7 @@ def _check_layers(base: Path, config: dict, layout: Weights, tied: bool) -> None
     for name in layout:
         if match := re.search(r"(?:^|\.)(?:layers|h)\.(\d+)\.(.+)", name):
             layers.setdefault(int(match[1]), set()).add(match[2])
-    depth = next((config[key] for key in DEPTHS.get(family, ()) if key in config), 0)
+    depth = config.get("n_layer", config.get("num_hidden_layers", 0)) if family in ENDS else 0
     wanted = set().union(*layers.values())
     missing = [f"layer {n}'s {name}" for n in range(depth) for name in sorted(wanted - layers.get(n, set()))]
     ends = (*ENDS.get(family, ()), *(("lm_head.weight",) if family == "llama" and not tied else ()))
@@ -148,7 +147,7 @@ def _fit(adapter: Adapter, config: dict, layout: Weights, changes: dict[str, Cha
             layout[place] = torch.empty(tensor.shape, dtype=layout[place].dtype, device="meta")
     family = config.get("model_type")
     for name, delta in adapter.deltas.items():
-        place, is_conv1d = places[name], family in CONV1D or (family is None and adapter.fan_in_fan_out)
+        place, is_conv1d = places[name], family in CONV1D or (family is None and adapter.config.get("fan_in_fan_out"))
         if is_conv1d and not name.endswith(OUTPUT):
             delta = delta.transposed()
         if delta.shape != tuple(layout[place].shape) or not layout[place].is_floating_point():
