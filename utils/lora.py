@@ -93,9 +93,9 @@ class Adapter:
     """An adapter's tensors by the base model's modules.
 
     deltas: {weight name: Delta}; whole: {weight name: tensor that replaces it} (modules_to_save, grown embeddings);
-    lora: the tensors behind the deltas, under PEFT's names. Raises ModelFault, naming it, for what this toolkit does
-    not merge (DoRA, trained biases, bases changed at the start, ...) and for tensors that are incomplete, misshapen or
-    not finite.
+    lora: the tensors behind the deltas, under PEFT's names; saved: modules_to_save. Raises ModelFault, naming it, for
+    what this toolkit does not merge (DoRA, trained biases, bases changed at the start, ...) and for tensors that are
+    incomplete, misshapen or not finite.
     """
 
     def __init__(self, folder: Path, config: dict, tensors: Weights):
@@ -106,6 +106,10 @@ class Adapter:
         if found := unsupported(config):
             raise ModelFault(f"{folder}: {', '.join(found)} cannot be merged by this toolkit")
         refuse_merged_linear(folder, config, tensors)
+        saved = config.get("modules_to_save") or []
+        if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+            raise ModelFault(f"{folder}/adapter_config.json: modules_to_save {saved} is no list of names")
+        self.saved = tuple(saved)
         pairs: dict[tuple[str, str], Weights] = {}  # (module, kind of LoRA) -> its A and B
         for name, tensor in tensors.items():
             if not tensor.numel():
@@ -148,13 +152,13 @@ class Adapter:
     def _targets(self) -> re.Pattern | None:
         """What the names of the weights match that target_modules names; None where it does not name any."""
         targets = self.config.get("target_modules")
-        if isinstance(targets, list):
-            targets = rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
-        if not isinstance(targets, str) or targets == "all-linear":
-            return None
         try:
+            if isinstance(targets, list):
+                targets = rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
+            if not isinstance(targets, str) or targets == "all-linear":
+                return None
             return re.compile(rf"(?:{targets})\.weight")
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise ModelFault(f"{self.folder}/adapter_config.json: target_modules {targets}: {error}") from None
 
     def check_targets(self, places: set[str], layout: Weights) -> None:
@@ -163,9 +167,8 @@ class Adapter:
         places: names of the base's weights that the adapter changes. Raises ModelFault for a delta too many, and for a
         module of the base that is left out.
         """
-        saved = tuple(self.config.get("modules_to_save") or ())
-        lost = [name for name in layout if name.removesuffix(".weight").endswith(saved) and name not in places]
-        if lost and saved:
+        lost = [name for name in layout if name.removesuffix(".weight").endswith(self.saved) and name not in places]
+        if lost:
             raise ModelFault(f"{self.folder}: {lost[0]} is in modules_to_save, and not in the adapter (a cut adapter)")
         targets = self._targets()
         if targets is None:

@@ -102,12 +102,14 @@ def _rows(layout: Weights) -> int | None:
 
 def _check_layers(base: Path, config: dict, layout: Weights, tied: bool) -> None:
     """Raises ModelFault where a LLaMA or BLOOM lacks a weight (of other families only the forward proof knows)."""
-    family = config.get("model_type")
+    family = str(config.get("model_type"))
     layers: dict[int, set[str]] = {}
     for name in layout:
         if match := re.search(r"(?:^|\.)(?:layers|h)\.(\d+)\.(.+)", name):
             layers.setdefault(int(match[1]), set()).add(match[2])
     depth = config.get("n_layer", config.get("num_hidden_layers", 0)) if family in ENDS else 0
+    if not isinstance(depth, int):
+        raise ModelFault(f"{base}/config.json: {depth} is no number of layers")
     wanted = set().union(*layers.values())
     missing = [f"layer {n}'s {name}" for n in range(depth) for name in sorted(wanted - layers.get(n, set()))]
     ends = (*ENDS.get(family, ()), *(("lm_head.weight",) if family == "llama" and not tied else ()))
@@ -125,8 +127,7 @@ def _check_tied(adapter: Adapter) -> None:
     if heads and not (inputs and torch.equal(adapter.whole[heads[0]], adapter.whole[inputs[0]])):
         other = f"differs from {inputs[0]}" if inputs else "comes without the input embedding"
         raise ModelFault(f"{adapter.folder}: {heads[0]} {other}, the base ties the two")
-    apart = tuple(adapter.config.get("modules_to_save") or ())
-    is_apart = inputs and inputs[0].removesuffix(".weight").endswith(apart)
+    is_apart = inputs and inputs[0].removesuffix(".weight").endswith(adapter.saved)
     if is_apart and not heads and not adapter.config.get("ensure_weight_tying"):
         other = "an output embedding that stayed as it was (modules_to_save without ensure_weight_tying)"
         raise ModelFault(f"{adapter.folder}: {inputs[0]} was trained beside {other}, the base ties the two")
