@@ -38,7 +38,7 @@ TABLE = {
     "dataset": ("cache parallel rows encode prompter", "datasets numpy pyarrow tqdm"),
     "preview": ("memory plots rows encode", "datasets numpy tqdm"),
     "memory": ("fast runtime", "datasets numpy psutil torch"),
-    "plots": ("", "matplotlib"),
+    "plots": ("", "matplotlib numpy"),
     "checks": ("hub prompter rows values", ""),
     "values": ("", ""),
     "cli": ("", "fire"),

@@ -41,9 +41,7 @@ def encode_rows(
 
 
 def _join(turns: list[tuple[list[int], list[int]]], cutoff_len: int, train_on_inputs: bool, last_only: bool) -> dict:
-    ids: list[int] = []
-    labels: list[int] = []
-    ends = []
+    ids, labels, ends = [], [], []
     for number, (prompt, answer) in enumerate(turns, 1):
         learned = bool(answer) and (not last_only or number == len(turns))
         ids += prompt + answer

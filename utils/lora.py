@@ -71,16 +71,14 @@ def unsupported(config: dict) -> list[str]:
 def not_plain(config: dict) -> list[str]:
     """What it asks for beside one rank and one scale alpha / r, of whole numbers, on the layers of a list of names."""
     found = unsupported(config) + [key for key in MERGED_ONLY if config.get(key)]
-    numbers = {key: config[key] for key in ("r", "lora_alpha") if key in config}
-    found += [f"{key} {value}" for key, value in numbers.items() if not _is_whole(value)]
+    for key in ("r", "lora_alpha"):
+        number = config.get(key, 1)
+        if not isinstance(number, int | float) or number <= 0 or number % 1 != 0:
+            found.append(f"{key} {number}")
     targets = config.get("target_modules") or []
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         found.append(f"target_modules {targets}")
     return found
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | float) and value > 0 and value % 1 == 0
 
 
 def blocks(tensor: torch.Tensor) -> Iterator[slice]:

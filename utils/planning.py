@@ -135,14 +135,16 @@ def _check_tied(adapter: Adapter) -> None:
 
 def _fit(adapter: Adapter, config: dict, layout: Weights, changes: dict[str, Change], tied: bool) -> None:
     """Enter the adapter's changes; grown embeddings change `layout`. Raises ModelFault."""
-    places = {name: _place(name, layout) for name in (*adapter.whole, *adapter.deltas)}
-    missing = [name for name, place in places.items() if place is None and not (tied and name.endswith(OUTPUT))]
+    names = (*adapter.whole, *adapter.deltas)
+    # A checkpoint of a bare model (BLOOM's) leaves out the first part of a name.
+    places = {name: name if name in layout else name.partition(".")[2] for name in names}
+    missing = [name for name in names if places[name] not in layout and not (tied and name.endswith(OUTPUT))]
     if missing:
         count = f"{len(missing)} weights of the adapter are not in the base model, the first is {missing[0]}"
         raise ModelFault(f"{adapter.folder}: {count} (an adapter for another model, or of another depth)")
-    adapter.check_targets({place for place in places.values() if place}, layout)
+    adapter.check_targets({place for place in places.values() if place in layout}, layout)
     for name, tensor in adapter.whole.items():
-        if place := places[name]:
+        if (place := places[name]) in layout:
             _check_shape(adapter.folder, name, tensor, layout[place])
             changes[place] = Change(tensor)
             layout[place] = torch.empty(tensor.shape, dtype=layout[place].dtype, device="meta")
@@ -155,11 +157,6 @@ def _fit(adapter: Adapter, config: dict, layout: Weights, changes: dict[str, Cha
             theirs = f"{list(layout[place].shape)} ({layout[place].dtype})".replace("torch.", "")
             raise ModelFault(f"{adapter.folder}: {name} is {list(delta.shape)} here and {theirs} in the base model")
         changes.setdefault(place, Change()).deltas.append(delta)
-
-
-def _place(name: str, layout: Weights) -> str | None:
-    """The base's name of a weight: a checkpoint of a bare model (BLOOM's) leaves out the first part."""
-    return next((place for place in (name, name.partition(".")[2]) if place in layout), None)
 
 
 def _check_shape(folder: Path, name: str, new: torch.Tensor, old: torch.Tensor) -> None:

@@ -2,13 +2,13 @@
 
 import io
 import json
-import math
 import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
+import numpy
 
 matplotlib.use("Agg")
 from matplotlib import font_manager, pyplot
@@ -83,14 +83,20 @@ def forgetting(names: list[str], losses: list[list[float | None]], target: str |
     it was not measured.
     """
     size = len(names)
-    rises = [[_rise(losses, row, column) for column in range(size)] for row in range(size)]
-    limit = max([0.05, *(abs(rise) for row in rises for rise in row if rise == rise)])
+    measured = numpy.full((size, size), numpy.nan)
+    for row, known in enumerate(losses):
+        measured[row, : row + 1] = [numpy.nan if loss is None else loss for loss in known[: row + 1]]
+    rises = measured - measured.diagonal()
+    limit = max(0.05, numpy.nan_to_num(abs(rises)).max())
     side = max(5, 1.5 * size + 2)
     figure, axis = pyplot.subplots(figsize=(side + 1.5, side - 1), layout="constrained")
     image = axis.imshow(rises, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     for row in range(size):
         for column in range(row + 1):
-            text, rise = _cell(losses[row][column], rises[row][column], column < row)
+            loss, rise = measured[row, column], rises[row, column]
+            text = "not\nmeasured" if numpy.isnan(loss) else f"{loss:.3f}"
+            if column < row and not numpy.isnan(rise):
+                text += f"\n{rise:+.3f}"
             colour = "white" if abs(rise) > 0.6 * limit else "black"
             axis.text(column, row, text, ha="center", va="center", color=colour)
     axis.set_xticks(range(size), names, rotation=30, ha="right", rotation_mode="anchor")
@@ -98,22 +104,6 @@ def forgetting(names: list[str], losses: list[list[float | None]], target: str |
     axis.set(xlabel="held-out rows of", title="validation loss (nats per answer token)")
     figure.colorbar(image, label="rise since that stage ended")
     _save(figure, target)
-
-
-def _rise(losses: list[list[float | None]], row: int, column: int) -> float:
-    """NaN above the diagonal and where nothing was measured."""
-    if column > row or None in (losses[row][column], losses[column][column]):
-        return math.nan
-    return losses[row][column] - losses[column][column]
-
-
-def _cell(loss: float | None, rise: float, is_later: bool) -> tuple[str, float]:
-    """(the text of a cell, the rise that its colour shows)."""
-    if loss is None:
-        return "not\nmeasured", 0.0
-    if math.isnan(rise):
-        return f"{loss:.3f}", 0.0
-    return f"{loss:.3f}\n{rise:+.3f}" if is_later else f"{loss:.3f}", rise
 
 
 def scores(judges: dict[str, dict[str, dict[str, dict]]], target: str | Path) -> None:

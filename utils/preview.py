@@ -101,16 +101,18 @@ def _texts(rows: datasets.Dataset, names: list[str]) -> Iterator[str]:
     def place(index: int) -> str:
         return f"{names[rows[index]['file']]}:{rows[index]['line']}"
 
-    again = {here: place(there) for here, there in _repeats(keys)}
-    yield _line("duplicates", "rows repeat an earlier one", again, place)
-    yield _line("test_data", "rows ask what an evaluation prompt asks", known, place)
-    yield _line("empty", "answers have no letter and no digit", dict.fromkeys(silent, ""), place)
-    yield _line("mojibake", "rows look as if they were read in a wrong encoding", dict.fromkeys(garbled, ""), place)
+    _, first, group = numpy.unique(keys, return_index=True, return_inverse=True)
+    again = numpy.flatnonzero(first[group] != numpy.arange(len(keys)))
+    earlier = dict(zip(again.tolist(), first[group][again].tolist()))
+    yield _line("duplicates", "rows repeat an earlier one", earlier, place, place)
+    yield _line("test_data", "rows ask what an evaluation prompt asks", known, place, str)
+    yield _line("empty", "answers have no letter and no digit", dict.fromkeys(silent), place)
+    yield _line("mojibake", "rows look as if they were read in a wrong encoding", dict.fromkeys(garbled), place)
 
 
-def _line(title: str, what: str, found: Mapping[int, str], place: Callable[[int], str]) -> str:
-    """found: row -> what it is like, or nothing."""
-    named = [place(index) + (f" as {like}" if like else "") for index, like in islice(found.items(), _NAMED)]
+def _line(title: str, what: str, found: dict, place: Callable[[int], str], like: Callable | None = None) -> str:
+    """found: row -> what it is like, which `like` puts into words."""
+    named = [place(index) + (f" as {like(other)}" if like else "") for index, other in islice(found.items(), _NAMED)]
     listed = f" ({', '.join(named)}{', …' * (len(found) > _NAMED)})" if named else ""
     return f"{'warning: ' if found else ''}{title}: {len(found)} {what}{listed}"
 
@@ -125,13 +127,6 @@ def _key(text: str) -> int:
     """64 bits of a text's content, whatever its blanks, the width of its letters and their case."""
     folded = "".join(unicodedata.normalize("NFKC", text).casefold().split())
     return int.from_bytes(blake2b(folded.encode(), digest_size=8).digest())
-
-
-def _repeats(keys: numpy.ndarray) -> Iterator[tuple[int, int]]:
-    """(index of a key that stood before, where it stood first), in order."""
-    _, first, group = numpy.unique(keys, return_index=True, return_inverse=True)
-    again = numpy.flatnonzero(first[group] != numpy.arange(len(keys)))
-    return zip(again.tolist(), first[group][again].tolist())
 
 
 def _evaluation_prompts() -> dict[int, str]:

@@ -44,18 +44,14 @@ def _pieces(where: str, raw: dict) -> Iterator[Piece]:
     prompts = ((question, ""), (f"{question} {description}", ""), (question, description))
     for number, answer in enumerate(answers, 1):
         if not answer.strip():
-            yield Shortened(_empty_answer(number, len(answers)))
+            # "First answer only" means the first as published: where it is empty, no other takes its place.
+            consequence = ": the question is not in psyqa-1, -3, -5" if number == 1 else ""
+            yield Shortened(f"answer {number} of {len(answers)} is empty{consequence}")
             continue
         for index, prompt in enumerate(prompts):
             yield Row(FILES[2 * index], *prompt, answer)
             if number == 1:
                 yield Row(FILES[2 * index + 1], *prompt, answer)
-
-
-def _empty_answer(number: int, count: int) -> str:
-    # "First answer only" means the first as published: where it is empty, no other takes its place.
-    consequence = ": the question is not in psyqa-1, -3, -5" if number == 1 else ""
-    return f"answer {number} of {count} is empty{consequence}"
 
 
 def _answers(where: str, raw: dict) -> list[str]:
