@@ -23,7 +23,24 @@ from utils.planning import Plan
 REPORT = "merge_report.json"
 
 
-def merged(weight: torch.Tensor, change: Change | None, empty: torch.Tensor, scratch: weights.Scratch) -> torch.Tensor:
+class Scratch:
+    """Two pieces of memory used in turns: fresh memory for each tensor would cost more than its arithmetic.
+
+    While one tensor is proven the next one is computed, so a piece is free again when it is asked for.
+    """
+
+    def __init__(self):
+        self.pieces = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
+
+    def like(self, empty: torch.Tensor) -> torch.Tensor:
+        """Room of the shape and dtype of `empty` (which may be on the meta device)."""
+        self.pieces.reverse()
+        if len(self.pieces[0]) < empty.nbytes:
+            self.pieces[0] = torch.empty(empty.nbytes, dtype=torch.uint8)
+        return self.pieces[0][: empty.nbytes].view(empty.dtype).reshape(empty.shape)
+
+
+def merged(weight: torch.Tensor, change: Change | None, empty: torch.Tensor, scratch: Scratch) -> torch.Tensor:
     """The merged weight, of the shape and dtype of `empty`: the mapped one itself, or one computed into `scratch`.
 
     The sum is formed in float32 and rounded once, however many adapters there are.
@@ -51,7 +68,7 @@ def write(plan: Plan, target: Path) -> dict:
     Returns the report: "tensors" {"changed", "unchanged"}: {name: SHA-256 of its bytes on the disk}, "vocabulary",
     "seconds" and "peak_anonymous_bytes". Raises ModelFault when what lies on the disk is not what it must be.
     """
-    writer, scratch = weights.ShardWriter(target, plan.layout), weights.Scratch()
+    writer, scratch = weights.ShardWriter(target, plan.layout), Scratch()
     proofs: dict[str, dict] = {}
     seconds = dict.fromkeys(("arithmetic", "writing", "waiting_for_the_proof"), 0.0)
     peak, pending = 0, None

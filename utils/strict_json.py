@@ -18,6 +18,7 @@ _SUSPECT = re.compile(r"\\u(?:d[89a-f]|0000)", re.IGNORECASE)
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 _HALF = re.compile("[\ud800-\udfff]")
 _BLANKS = re.compile(r"[ \t\r\n]*")
+_BLANK_BYTES = b" \t\r\n"
 _BLOCK = 1 << 20  # bytes of an array read at a time
 _SEAM = 32  # characters at the end of what is read: whether they are wrong is known when more is read
 
@@ -45,10 +46,10 @@ def is_array(path: Path) -> bool:
     with open(path, "rb") as file:
         head = file.read(4096)
         refuse_other_forms(path, head)
-        text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+        text = head.removeprefix(codecs.BOM_UTF8).lstrip(_BLANK_BYTES)
         while head and not text:
             head = file.read(4096)
-            text = head.lstrip()
+            text = head.lstrip(_BLANK_BYTES)
     if not text:
         raise DataFault(f"{path}: the file is empty")
     return text.startswith(b"[")

@@ -184,23 +184,6 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-class Scratch:
-    """Two pieces of memory used in turns: fresh memory for each tensor would cost more than its arithmetic.
-
-    While one tensor is proven the next one is computed, so a piece is free again when it is asked for.
-    """
-
-    def __init__(self):
-        self.pieces = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
-
-    def like(self, empty: torch.Tensor) -> torch.Tensor:
-        """Room of the shape and dtype of `empty` (which may be on the meta device)."""
-        self.pieces.reverse()
-        if len(self.pieces[0]) < empty.nbytes:
-            self.pieces[0] = torch.empty(empty.nbytes, dtype=torch.uint8)
-        return self.pieces[0][: empty.nbytes].view(empty.dtype).reshape(empty.shape)
-
-
 def read_back(path: Path, offset: int, size: int) -> Iterator[numpy.ndarray]:
     """What lies on the disk from `offset` on, uint8, piece by piece: each is valid until the next is asked for."""
     buffer = numpy.empty(CHUNK, numpy.uint8)
