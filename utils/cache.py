@@ -47,8 +47,7 @@ def table(name: str, build: Callable[[Path], dict]) -> tuple[Path, dict]:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         entry = root / name
-        info = _whole(entry)
-        if info is None:
+        if (info := _whole(entry)) is None:
             info = _build(entry, build)
     return entry / TABLE, info
 

@@ -117,14 +117,12 @@ def _unpacked(text: str) -> str:
 
 def _chat(file: str, where: str, raw: dict) -> Iterator[Piece]:
     """round_0, round_1, … each with a response that is the text of a JSON object: Q is asked, A is answered."""
-    rounds = sorted((key for key in raw if re.fullmatch(r"round_\d{1,9}", key)), key=lambda key: int(key[6:]))
-    turns: list[tuple[str, str]] = []
-    end = ""
-    first = int(rounds[0][6:]) if rounds else 0
-    for number, key in enumerate(rounds, first):
+    rounds = sorted((int(key[6:]), key) for key in raw if re.fullmatch(r"round_\d{1,9}", key))
+    turns, end = [], ""
+    for due, (number, key) in enumerate(rounds, rounds[0][0] if rounds else 0):
         try:
-            if int(key[6:]) != number:
-                raise DataFault(f"round_{number} is missing")
+            if number != due:
+                raise DataFault(f"round_{due} is missing")
             turns.append(_turn(key, raw[key]))
         except DataFault as fault:
             end = str(fault)
