@@ -67,6 +67,7 @@ def test_firefly_in_many_parts_on_all_cores(tmp_path, monkeypatch):
     content = "".join(
         json.dumps(dict(zip(("kind", "input", "target"), task)), ensure_ascii=False) + "\n" for task in tasks
     )
+    monkeypatch.setattr(parts, "BLOCK", 300)
     for part in (1000, 20_000):
         monkeypatch.setattr(parts, "PART", part)
         assert convert(firefly, content.encode(), tmp_path) == pieces_of(tasks)

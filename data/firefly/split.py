@@ -35,7 +35,7 @@ from data.converting import (
     row_or_drop,
     texts,
 )
-from data.parts import Part, cut_at_lines, over_parts, read_part
+from data.parts import Part, cut_at_lines, over_parts, read_blocks
 from utils import cli
 from utils.errors import DataFault
 from utils.strict_json import is_array, line_values
@@ -118,11 +118,14 @@ def _with_placed(counts: dict[Part, Counter]) -> Iterator[tuple[Part, dict[str, 
 
 def _count(source: Path, part: Part) -> tuple[Part, Counter[str]]:
     """The part and its rows a kind. Whether all else is right is found when they are cut."""
-    data = read_part(source, part)
+    counts: Counter[str] = Counter()
     try:
-        return part, Counter([row.kind for row in _KINDS(data)])
+        for data in read_blocks(source, part):
+            counts.update([row.kind for row in _KINDS(data)])
     except _REFUSED:
-        return part, Counter(kind for _, kind, *_ in _strict_rows(source, part.line, data))
+        lines = b"".join(read_blocks(source, part))
+        return part, Counter(kind for _, kind, *_ in _strict_rows(source, part.line, lines))
+    return part, counts
 
 
 def _cut(source: Path, sizes: Counter, task: tuple[Part, dict]) -> tuple[Part, dict, list[dict]]:
@@ -141,20 +144,28 @@ def _read(source: Path, part: Part) -> Iterator[tuple[list[str], list[bytes | di
 
     What the quick way leaves open is for the strict reader to say.
     """
-    data = read_part(source, part)
-    if found := _quick(data):
-        yield found
-        return
-    for number, line in enumerate(data.split(b"\n"), part.line):
-        if found := _quick(line):
+    number = part.line
+    for data in read_blocks(source, part):
+        if found := _quick(data):
             yield found
+            number += len(found[0])
             continue
-        for _, kind, instruction, output in _strict_rows(source, number, line):
-            row = row_or_drop("", instruction, "", output)
-            if isinstance(row, Dropped):
-                yield [kind], [{"line": number, "reason": row.reason}]
-            else:
-                yield [kind], [_row(_TO_JSON(instruction), _TO_JSON(output))]
+        lines = data.split(b"\n")
+        for place, line in enumerate(lines, number):
+            yield _quick(line) or _strict(source, place, line)
+        number += len(lines) - 1
+
+
+def _strict(source: Path, number: int, line: bytes) -> tuple[list[str], list[bytes | dict]]:
+    kinds, rows = [], []
+    for _, kind, instruction, output in _strict_rows(source, number, line):
+        row = row_or_drop("", instruction, "", output)
+        kinds.append(kind)
+        if isinstance(row, Dropped):
+            rows.append({"line": number, "reason": row.reason})
+        else:
+            rows.append(_row(_TO_JSON(instruction), _TO_JSON(output)))
+    return kinds, rows
 
 
 def _strict_rows(source: Path, first_line: int, data: bytes) -> Iterator[tuple[int, str, str, str]]:
