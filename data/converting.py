@@ -72,7 +72,7 @@ class Array:
 
     def add(self, row: Row) -> None:
         """Append a row; its history only where it has one."""
-        value = {"instruction": row.instruction, "input": row.input, "output": row.output}
+        value: dict[str, object] = {"instruction": row.instruction, "input": row.input, "output": row.output}
         if row.history:
             value["history"] = row.history
         self.add_lines(json.dumps(value, ensure_ascii=False).encode(), 1)
@@ -158,7 +158,8 @@ def dialogue(file: str, turns: Sequence[tuple[str, str]], end: str = "") -> Iter
 
 def fill_rows(raws: Iterable[Raw], pieces: Pieces, arrays: dict[str, Array]) -> Tally:
     """Write what becomes of each raw row: rows, or one Dropped; with a row there may be Shortened."""
-    rows_in, dropped, shortened = 0, [], []
+    rows_in = 0
+    left_out: dict[type, list[dict]] = {Dropped: [], Shortened: []}
     seen: dict[str, set[int]] = {name: set() for name in arrays}
     for raw in tqdm(raws, desc="converting", unit=" rows", disable=None, leave=False):
         rows_in += 1
@@ -167,9 +168,9 @@ def fill_rows(raws: Iterable[Raw], pieces: Pieces, arrays: dict[str, Array]) -> 
                 arrays[piece.file].add(piece)
                 seen[piece.file].add(hash(piece))
             else:
-                (dropped if isinstance(piece, Dropped) else shortened).append({**raw.place, "reason": piece.reason})
+                left_out[type(piece)].append({**raw.place, "reason": piece.reason})
     repeats = {name: array.rows - len(seen[name]) for name, array in arrays.items()}
-    return Tally(rows_in, dropped, shortened, repeats=repeats)
+    return Tally(rows_in, left_out[Dropped], left_out[Shortened], repeats=repeats)
 
 
 def convert(set_name: str, sources: Sequence[Path], output_dir: str, names: Sequence[str], fill: Fill) -> None:
@@ -233,8 +234,9 @@ def _other_entries(report: Path, set_name: str, names: Iterable[str]) -> list[di
         return []
     try:
         known = json.loads(report.read_text("utf-8"))
-        entries = known["inputs"] if known["set"] == set_name else None
-        return [entry for entry in entries if not set(entry["rows_out"]) & set(names)]
+        if known["set"] != set_name:
+            raise ValueError(known["set"])
+        return [entry for entry in known["inputs"] if not set(entry["rows_out"]) & set(names)]
     except (ValueError, TypeError, KeyError):
         reason = f"its {report.name} is not of {set_name}, give each set its own folder"
         raise ArgumentFault(f"--output_dir {report.parent}: {reason}") from None

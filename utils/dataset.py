@@ -119,11 +119,11 @@ def _mix(tables: list[datasets.Dataset], shares: list[float], seed: int) -> list
 
 def join(*tables: datasets.Dataset) -> datasets.Dataset:
     """The rows of all tables in their order."""
-    tables = [table for table in tables if len(table)] or tables[:1]
-    if len(tables) == 1:
-        return tables[0]
-    joined = datasets.concatenate_datasets(tables)
-    joined._fingerprint = cache.digest(joined=[table._fingerprint for table in tables])
+    filled = [table for table in tables if len(table)] or [tables[0]]
+    if len(filled) == 1:
+        return filled[0]
+    joined = datasets.concatenate_datasets(filled)
+    joined._fingerprint = cache.digest(joined=[table._fingerprint for table in filled])
     return joined
 
 
@@ -155,7 +155,11 @@ def encode(
     that a token is predicted for), line and file (see load_rows). Rows whose supervised part lies wholly behind the
     cutoff teach nothing: they are left out and counted as masked. Raises DataFault when no row is left.
     """
-    settings = {"cutoff_len": cutoff_len, "train_on_inputs": train_on_inputs, "last_turn_only": last_turn_only}
+    settings: dict[str, Any] = {
+        "cutoff_len": cutoff_len,
+        "train_on_inputs": train_on_inputs,
+        "last_turn_only": last_turn_only,
+    }
     work = partial(_encode_chunk, rows, partial(encode_rows, tokenizer, prompter, **settings))
 
     def build(target: Path) -> dict:

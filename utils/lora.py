@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -142,7 +143,7 @@ class Adapter:
             raise ModelFault(f"{self.folder}: {module} has {shapes}")
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
 
-    def _of(self, key: str, module: str, usual: object) -> object:
+    def _of(self, key: str, module: str, usual: Any) -> Any:
         """PEFT's rule: the first pattern that is the module's name, or what it ends in behind a dot."""
         patterns = self.config.get(key) or {}
         return next((value for name, value in patterns.items() if re.match(rf"(.*\.)?({name})$", module)), usual)

@@ -35,7 +35,7 @@ _LOST = ("\ufffd", "锟斤拷", "烫烫烫")
 
 
 def show_data(
-    flags: Mapping[str, object],
+    flags: Mapping[str, Any],
     rows: datasets.Dataset,
     origins: list[dict],
     encoded: datasets.Dataset,
@@ -64,7 +64,7 @@ def show_data(
         print("\n".join(_row_lines(row, tokenizer, sys.stdout.isatty())))
 
 
-def show_run(flags: Mapping[str, object], encoded: datasets.Dataset, steps: object, model: Any, device: Any) -> None:
+def show_run(flags: Mapping[str, Any], encoded: datasets.Dataset, steps: object, model: Any, device: Any) -> None:
     """Print the steps of the run and the memory it takes of the device.
 
     steps: see training.plan; model: the base with its LoRA layers on the meta device.
@@ -76,7 +76,7 @@ def show_run(flags: Mapping[str, object], encoded: datasets.Dataset, steps: obje
     print(f"memory: {needed / 1e9:.2f} GB on {device.type} ({listed}), {free / 1e9:.2f} GB are free")
     if needed > free:
 
-        def changed(other: Mapping[str, object]) -> int:
+        def changed(other: Mapping[str, Any]) -> int:
             return sum(memory.estimate(model, encoded, other, device).values())
 
         print(f"warning: this does not fit: {memory.advice(changed, flags, free)}")
@@ -171,7 +171,7 @@ def _tokens(lengths: list[int], counts: Mapping[str, int], cutoff_len: int) -> I
         yield f"  {span:>12} {amount:>8} {'█' * round(40 * amount / max(amounts))}"
 
 
-def _row_lines(row: Mapping[str, object], tokenizer: Any, dim: bool) -> Iterator[str]:
+def _row_lines(row: Mapping[str, Any], tokenizer: Any, dim: bool) -> Iterator[str]:
     """A row as the model sees it, piece by piece; what is masked is dimmed where the terminal can."""
     for masked, piece in groupby(zip(row["input_ids"], row["labels"]), key=lambda pair: pair[1] == IGNORED):
         text = tokenizer.decode([token for token, _ in piece], clean_up_tokenization_spaces=False)

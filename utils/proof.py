@@ -50,7 +50,7 @@ def prove(
         expected = expected[weights.CHUNK :]
     if result.is_floating_point() and not all(map(torch.isfinite, result.aminmax())):
         raise ModelFault(f"{name} would hold NaN or infinity (in the base model, or too large for {result.dtype})")
-    proof = {"sha256": digest.hexdigest(), "changed": False}
+    proof: dict[str, Any] = {"sha256": digest.hexdigest(), "changed": False}
     if change is not None:
         _probe(name, weight, change, result)
         changes = _changed_rows(weight, result)

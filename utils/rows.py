@@ -6,13 +6,14 @@ Every error names file, line and key, so that a broken row costs a second and no
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from utils.errors import DataFault
 from utils.strict_json import kind_of, read_values
 
 KNOWN_KEYS = ("instruction", "input", "output", "history", "reference")
 MOST_FAULTS = 100  # broken rows after which a file is not read on
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def data_names(data_path: str) -> list[str]:

@@ -54,7 +54,7 @@ def _size(folder: Path, name: str) -> int:
     ids = _pieces(folder / name)
     if (folder / ADDED).is_file():
         ids |= _pieces(folder / ADDED)
-    named = []
+    named: list[str] = []
     for beside in ("tokenizer_config.json", "special_tokens_map.json"):
         settings = read_object(folder / beside) if (folder / beside).is_file() else {}
         try:

@@ -140,7 +140,8 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, layout: Weights):
-        self.folder, self.places = folder, {}
+        self.folder = folder
+        self.places: dict[str, tuple[Path, int]] = {}
         self.split = split_state_dict_into_shards_factory(
             layout,
             get_storage_size=lambda tensor: tensor.nbytes,

@@ -93,13 +93,13 @@ def _texts(where: str, value: object) -> list[str]:
 
 
 def _fill_from_lines(source: Path, arrays: dict[str, Array]) -> Tally:
-    digest, counts, dropped = hashlib.sha256(), {}, []
+    digest, counts, dropped = hashlib.sha256(), dict[Part, Counter](), list[dict]()
     size = source.stat().st_size
     with tqdm(desc=source.name, total=2 * size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for part, count in over_parts(partial(_count, source), cut_at_lines(source, digest.update), size):
             counts[part] = count
             bar.update(part.length)
-        sizes = sum(counts.values(), Counter())
+        sizes: Counter[str] = sum(counts.values(), Counter())
         for part, pieces, left in over_parts(partial(_cut, source, sizes), _with_placed(counts), size):
             for name, (rows, lines) in pieces.items():
                 arrays[name].add_lines(lines, rows)
@@ -132,7 +132,8 @@ def _cut(source: Path, sizes: Counter, task: tuple[Part, dict]) -> tuple[Part, d
     """The part, its rows for each output file, {name: (how many, their lines)}, and what was dropped."""
     part, placed = task
     places = {kind: _places(sizes[kind], count) for kind, count in placed.items()}
-    pieces, dropped = {name: [] for name in FILES}, []
+    pieces: dict[str, list[bytes]] = {name: [] for name in FILES}
+    dropped: list[dict] = []
     for kinds, rows in _read(source, part):
         for name, row in zip(_next(places, kinds, source), rows):
             (dropped if isinstance(row, dict) else pieces[name]).append(row)
