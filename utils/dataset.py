@@ -155,11 +155,7 @@ def encode(
     that a token is predicted for), line and file (see load_rows). Rows whose supervised part lies wholly behind the
     cutoff teach nothing: they are left out and counted as masked. Raises DataFault when no row is left.
     """
-    settings: dict[str, Any] = {
-        "cutoff_len": cutoff_len,
-        "train_on_inputs": train_on_inputs,
-        "last_turn_only": last_turn_only,
-    }
+    settings = dict[str, Any](cutoff_len=cutoff_len, train_on_inputs=train_on_inputs, last_turn_only=last_turn_only)
     work = partial(_encode_chunk, rows, partial(encode_rows, tokenizer, prompter, **settings))
 
     def build(target: Path) -> dict:
