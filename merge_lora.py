@@ -1,14 +1,15 @@
-"""Merge adapters into their base: plain weights with a tokenizer, which transformers loads as they are.
+r"""Merge adapters into their base: plain weights with a tokenizer, which transformers loads as they are.
 
-    python merge_lora.py --base_model models/llama-13b --lora_model models/chinese-alpaca-lora-13b \\
+    python merge_lora.py --base_model models/llama-13b --lora_model models/chinese-alpaca-lora-13b \
         --output_dir models/merge-13b-alpaca
 
-    python merge_lora.py --base_model models/llama-13b --output_dir models/merge-13b-alpaca-plus \\
+    python merge_lora.py --base_model models/llama-13b --output_dir models/merge-13b-alpaca-plus \
         --lora_model models/chinese-llama-plus-lora-13b,models/chinese-alpaca-plus-lora-13b
 """
 
 import time
 from pathlib import Path
+from typing import Any
 
 from utils import checks, cli
 
@@ -63,7 +64,7 @@ def main(
     print(f"{output_dir} is complete: {merge.summary(report)}")
 
 
-def prepare_proof(plan) -> dict:
+def prepare_proof(plan: Any) -> dict:
     """The proof's prompts in the merged model's tokenizer, and the device and dtype in which one model fits."""
     import torch
 
@@ -74,7 +75,7 @@ def prepare_proof(plan) -> dict:
     return {"prompts": prompts, "device": device, "held": held}
 
 
-def forward_proof(plan, parts: list, merged: Path, prompts: list[list[int]], device, held: str) -> dict:
+def forward_proof(plan: Any, parts: list, merged: Path, prompts: list[list[int]], device: Any, held: str) -> dict:
     """Base + adapters, then the merged model, one after the other in memory, on the same prompts."""
     from utils import adapters, models, proof
 
