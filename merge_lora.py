@@ -1,9 +1,9 @@
-"""Merge adapters into their base: plain weights with a tokenizer, which transformers loads as they are.
+r"""Merge adapters into their base: plain weights with a tokenizer, which transformers loads as they are.
 
-    python merge_lora.py --base_model models/llama-13b --lora_model models/chinese-alpaca-lora-13b \\
+    python merge_lora.py --base_model models/llama-13b --lora_model models/chinese-alpaca-lora-13b \
         --output_dir models/merge-13b-alpaca
 
-    python merge_lora.py --base_model models/llama-13b --output_dir models/merge-13b-alpaca-plus \\
+    python merge_lora.py --base_model models/llama-13b --output_dir models/merge-13b-alpaca-plus \
         --lora_model models/chinese-llama-plus-lora-13b,models/chinese-alpaca-plus-lora-13b
 """
 

@@ -22,40 +22,24 @@ class Part(NamedTuple):
 
 
 def cut_at_lines(path: Path, see: Callable[[bytes], None]) -> Iterator[Part]:
-    """The parts of a file, each of about PART bytes; a longer line is a part of its own. `see` is shown all bytes."""
-    start, length, line, newlines = 0, 0, 1, 0
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(BLOCK):
-            see(block)
-            end = block.rfind(b"\n") + 1
-            newlines += block.count(b"\n")
-            if end and length + end >= PART:
-                yield Part(start, length + end, line)
-                start, length, line, newlines = start + length + end, -end, line + newlines, 0
-            length += len(block)
-    if length:
-        yield Part(start, length, line)
+    """The parts of a file, each of PART bytes and the rest of its last line. `see` is shown all bytes."""
+    start, line = 0, 1
+    with open(path, "rb") as file:
+        while data := file.read(PART) + file.readline():
+            see(data)
+            yield Part(start, len(data), line)
+            start, line = start + len(data), line + data.count(b"\n")
 
 
 def read_blocks(path: Path, part: Part) -> Iterator[bytes]:
     """Whole lines of a part, about BLOCK bytes at a time."""
-    rest, left = [], part.length
-    with open(path, "rb", buffering=0) as file:
-        file.seek(part.start)
-        while left and (block := file.read(min(BLOCK, left))):
-            left -= len(block)
-            end = block.rfind(b"\n") + 1 if left else len(block)
-            if end:
-                yield b"".join((*rest, block[:end]))
-                rest = []
-            rest.append(block[end:])
-
-
-def line_at(path: Path, part: Part, bytes_before: int) -> int:
-    """The number of the line that begins so many bytes behind the start of a part."""
+    left = part.length
     with open(path, "rb") as file:
         file.seek(part.start)
-        return part.line + file.read(bytes_before).count(b"\n")
+        while data := file.read(min(BLOCK, left)):
+            data += file.readline() if len(data) < left else b""
+            left -= len(data)
+            yield data
 
 
 def over_parts(function: Callable, tasks: Iterable, size: int) -> Iterator:

@@ -34,6 +34,7 @@ FLAGS = {
         "resume_from_checkpoint": "", "prompt_template_name": "alpaca",
         "force_base": False, "replay": 0.0, "max_forget": float("inf"),
         "load_8bit": True, "load_4bit": False, "seed": 42, "overwrite": False,
+        "use_rslora": False, "neftune_noise_alpha": 0.0,
     },
     "generate.py": {
         "load_8bit": False, "base_model": "", "lora_weights": "", "prompt_template": "", "server_name": "127.0.0.1",

@@ -130,7 +130,7 @@ def test_a_signal_takes_the_temporary_files_away(tmp_path, number):
     source = put(tmp_path / "raw", "firefly-train-1.1M.jsonl", lines(*ROWS) * 200_000)
     command = [sys.executable, str(ROOT / "data/firefly/split.py"), "--input", source, "--output_dir", tmp_path / "out"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not any(path.stat().st_size for path in (tmp_path / "out").glob(".*")):  # rows are being written
+    while not any(path.stat().st_size for path in (tmp_path / "out").glob(".*/*")):  # rows are being written
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)

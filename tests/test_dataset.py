@@ -12,7 +12,7 @@ from tiny_models import ROWS, bpe_tokenizer
 
 import finetune
 from utils import cli, dataset, parallel
-from utils.encode import encode_row
+from utils.encode import encode_rows
 from utils.errors import DataFault, EnvironmentFault, ModelFault
 from utils.prompter import Prompter
 
@@ -204,7 +204,7 @@ def test_tokens_are_those_of_each_row_alone_and_do_not_depend_on_cores_or_cache(
         tables.append(table.read_bytes())
     assert tables[0] == tables[1]
     prompter = Prompter("alpaca_short")
-    alone = [encode_row(tokenizer, prompter, row, 40, False) for row in MANY]
+    alone = [encode_rows(tokenizer, prompter, [row], 40, False)[0] for row in MANY]
     kept = [row for row in alone if any(label != -100 for label in row["labels"][1:])]
     for name in ("input_ids", "labels"):
         assert encoded[name][:] == [row[name] for row in kept]
@@ -239,6 +239,16 @@ def test_every_setting_that_changes_tokens_has_its_own_table(own_cache, tmp_path
     assert [dataset.encode(*one)[0][:] for one in given] == [table[:] for table in tables]
     assert len(work) == len(given)
     assert len({json.dumps(table[:]) for table in tables}) >= 7
+
+
+@pytest.mark.parametrize("templates", ["{{ messages }}", {"default": "{{ messages }}", "tool_use": "{{ tools }}"}])
+def test_a_tokenizers_chat_templates_make_no_other_table(own_cache, tmp_path, monkeypatch, templates):
+    """One is saved as a file, several also in a folder of their own."""
+    work = counted(monkeypatch, "_encoded_batches")
+    rows, _ = dataset.load_rows(write_rows(tmp_path / "a.json", ROWS))
+    plain, talking = bpe_tokenizer(), bpe_tokenizer()
+    talking.chat_template = templates
+    assert encode(rows, talking)[0][:] == encode(rows, plain)[0][:] and len(work) == 1
 
 
 def test_rows_with_nothing_to_learn_are_left_out_and_an_error_when_all_are(tmp_path, tokenizer):

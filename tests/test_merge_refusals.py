@@ -1,6 +1,7 @@
 """What a merge refuses, by name and before anything is written."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -131,6 +132,41 @@ def test_an_adapter_of_a_shallower_model_is_refused(base):
     partly = {**CONFIG, "target_modules": ["q_proj"]}
     assert "layers.1.self_attn.q_proj" in refused(base, "2 of the layers", adapter(base, config=partly))
     planning.plan(base, [adapter(base, config={**partly, "layers_to_transform": [0]})], "auto")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("modules_to_save", "lm_head"), ("modules_to_save", 1.5), ("modules_to_save", [1]), ("target_modules", [1])],
+)
+def test_names_that_are_no_names_are_refused(base, key, value):
+    with pytest.raises(ModelFault, match=rf"adapter_config\.json: {key} {re.escape(str(value))}"):
+        planning.plan(base, [adapter(base, config={**CONFIG, key: value})], "auto")
+
+
+@pytest.mark.parametrize("config", [{"model_type": "llama", "num_hidden_layers": "2"}, {"model_type": ["llama"]}])
+def test_a_configuration_of_other_types_ends_in_no_traceback(base, config):
+    (base / "config.json").write_text(json.dumps(config))
+    if "num_hidden_layers" in config:
+        refused(base, "config.json: 2 is no number of layers", adapter(base))
+    else:
+        run(base, adapter(base))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", {"model": {"vocab": {"a": "first"}}}),
+        ("tokenizer.json", {"model": {"vocab": {"a": [0]}}}),
+        ("tokenizer.json", {"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "b"}]}),
+        ("added_tokens.json", {"a": None}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "a"}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": ["a"]}),
+        ("special_tokens_map.json", {"additional_special_tokens": 5}),
+    ],
+)
+def test_a_tokenizers_file_that_is_not_what_it_must_be_is_named(base, name, content):
+    (base / name).write_text(json.dumps(content))
+    refused(base, f"{name} cannot be read", adapter(base))
 
 
 def test_a_llama_base_with_a_missing_weight_is_refused(base):

@@ -18,7 +18,7 @@ from transformers import (
 )  # fmt: skip
 
 from utils.batching import collate
-from utils.encode import encode_row
+from utils.encode import encode_rows
 from utils.prompter import Prompter
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -144,7 +144,7 @@ def schooled(folder: Path, family: str = "llama", steps: int = 200) -> Path:
         tiny_llama(folder, scale=3)
     tokenizer, prompter = bpe_tokenizer(family=family), Prompter("alpaca_short")
     model = AutoModelForCausalLM.from_pretrained(folder)
-    batch = collate([encode_row(tokenizer, prompter, row, 256, False) for row in KNOWN], 0)
+    batch = collate(encode_rows(tokenizer, prompter, KNOWN, 256, False), 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(steps):
         model(**batch).loss.backward()

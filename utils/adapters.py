@@ -73,7 +73,7 @@ def check_weights(weights: Weights, model: PeftModel, source: Path, name: str = 
 
 
 def inherit(flags: dict, given: frozenset[str], parent: dict | None) -> dict:
-    """The flags with rank, alpha, targets and template taken from the parent, each announced.
+    """The flags with rank, alpha, targets, rsLoRA and template taken from the parent, each announced.
 
     given: names of the flags that the user gave. Raises ArgumentFault for a given flag that contradicts the parent:
     an adapter's shape, scale and template cannot change between stages. Raises ModelFault for a parent whose
@@ -91,6 +91,7 @@ def inherit(flags: dict, given: frozenset[str], parent: dict | None) -> dict:
         "lora_r": config.get("r"),
         "lora_alpha": int(float(config["lora_alpha"])) if "lora_alpha" in config else None,
         "lora_target_modules": tuple(sorted(config.get("target_modules") or ())) or None,
+        "use_rslora": bool(config.get("use_rslora")),
         "prompt_template_name": parent["template"],
     }
     result = dict(flags)

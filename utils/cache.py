@@ -30,10 +30,10 @@ def digest(**parts: object) -> str:
 
 
 def table(name: str, build: Callable[[Path], dict]) -> tuple[Path, dict]:
-    """(file, info) of the table `name`; where there is none yet, `build` writes it to the path it is given and
-    returns its info (what JSON can write).
+    """(file, info) of the table `name`.
 
-    Of several processes one builds and the others wait. Raises EnvironmentFault where the folder cannot be written, or
+    Where there is none yet, `build` writes it to the path it is given and returns its info (what JSON can write). Of
+    several processes one builds and the others wait. Raises EnvironmentFault where the folder cannot be written, or
     its disk is full.
     """
     root = folder()
@@ -47,8 +47,7 @@ def table(name: str, build: Callable[[Path], dict]) -> tuple[Path, dict]:
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         entry = root / name
-        info = _whole(entry)
-        if info is None:
+        if (info := _whole(entry)) is None:
             info = _build(entry, build)
     return entry / TABLE, info
 

@@ -13,7 +13,7 @@ from utils.errors import ArgumentFault, EnvironmentFault
 from utils.hub import is_hub_name
 from utils.prompter import template_problem
 from utils.rows import data_names
-from utils.values import check_port, stop_texts, systems, users
+from utils.values import check_port, shares, stop_texts, systems, users
 
 JUDGE_MODES = ("robust", "faithful")
 MOST_RATERS = 20
@@ -31,7 +31,7 @@ def training(flags: Mapping[str, object], given: frozenset[str]) -> None:
     problems = [
         *_positive(flags, "batch_size", "micro_batch_size", "num_epochs", "cutoff_len", "lora_r", "lora_alpha"),
         *_batches(flags["batch_size"], flags["micro_batch_size"], ranks.world_size()),
-        *_rates(flags["learning_rate"], flags["lora_dropout"]),
+        *_rates(flags["learning_rate"], flags["lora_dropout"], flags["neftune_noise_alpha"]),
         *_base(flags["base_model"]),
         *_data(flags["data_path"], flags["data_mix"]),
         *_precision(flags),
@@ -158,12 +158,14 @@ def _batches(batch: int, micro: int, processes: int) -> list[str]:
     return []
 
 
-def _rates(rate: float, dropout: float) -> list[str]:
+def _rates(rate: float, dropout: float, noise: float) -> list[str]:
     problems = []
     if not (math.isfinite(rate) and rate > 0):
         problems.append(f"--learning_rate: {rate} is not a number above 0")
     if not 0 <= dropout < 1:
         problems.append(f"--lora_dropout: {dropout} is not in [0, 1)")
+    if not 0 <= noise < math.inf:
+        problems.append(f"--neftune_noise_alpha: {noise} is not a number of 0 or above")
     return problems
 
 
@@ -195,24 +197,7 @@ def _data(data_path: str, data_mix: tuple[str, ...]) -> list[str]:
     names = data_names(data_path)
     problems = [problem for name in names for problem in _data_name(name)]
     problems += [f"--data_path: {name} is named twice" for name in {name for name in names if names.count(name) > 1}]
-    return problems + _shares(data_mix, len(names))
-
-
-def _shares(data_mix: tuple[str, ...], files: int) -> list[str]:
-    if not data_mix:
-        return []
-    try:
-        shares = [float(share) for share in data_mix]
-    except ValueError:
-        shares = []
-    given = ",".join(data_mix)
-    if len(data_mix) != files:
-        return [f"--data_mix: {given} has {len(data_mix)} shares for {files} files of --data_path"]
-    if not shares or not all(0 < share <= 1 for share in shares):
-        return [f"--data_mix: {given} must be shares above 0 such as 0.7,0.3"]
-    if not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        return [f"--data_mix: {given} sums to {sum(shares):g}, must sum to 1"]
-    return []
+    return problems + _said(shares, data_mix, len(names))
 
 
 def _data_name(name: str) -> list[str]:
@@ -278,9 +263,9 @@ def _sampling(flags: Mapping[str, object]) -> list[str]:
     return problems + _said(stop_texts, flags["stop"])
 
 
-def _said(read: Callable[[str], object], text: str) -> list[str]:
+def _said(read: Callable[..., object], *values: object) -> list[str]:
     try:
-        read(text)
+        read(*values)
     except ArgumentFault as fault:
         return [str(fault)]
     return []

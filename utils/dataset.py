@@ -12,6 +12,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy
@@ -29,24 +30,24 @@ from utils.rows import Row, data_names, read_rows, training_rows
 CHUNK = 500  # rows written, or tokenized by one process, at a time
 COUNTS = ("rows", "truncated", "masked", "tokens", "supervised", "answers", "ended")
 _TEXT, _NUMBER = pyarrow.large_string(), pyarrow.int32()
-_ROW = dict.fromkeys(("instruction", "input", "output"), _TEXT) | {
-    "history": pyarrow.list_(pyarrow.list_(_TEXT)),
-    "line": pyarrow.int64(),
-}
-_ENCODED = dict.fromkeys(("input_ids", "labels"), pyarrow.list_(_NUMBER)) | dict.fromkeys(
-    ("length", "whole", "supervised", "line", "file"), _NUMBER
+_ROW = pyarrow.schema(
+    dict.fromkeys(("instruction", "input", "output"), _TEXT)
+    | {"history": pyarrow.list_(pyarrow.list_(_TEXT)), "line": pyarrow.int64()}
+)
+_ENCODED = pyarrow.schema(
+    dict.fromkeys(("input_ids", "labels"), pyarrow.list_(_NUMBER))
+    | dict.fromkeys(("length", "whole", "supervised", "line", "file"), _NUMBER)
 )
 Read = Callable[[Counter[str]], Iterable[Row]]  # the rows; counts the keys it does not know
-Encode = Callable[[list[Row]], list[dict]]
 
 
 def load_rows(data_path: str, data_mix: Sequence[str] = (), seed: int = 0) -> tuple[datasets.Dataset, list[dict]]:
-    """Rows of the .json and .jsonl files and Hub data sets that data_path names (separated by commas), in their order,
-    and the origin of each: {"path", "sha256", "rows"[, "share"]}.
+    """The rows of the .json and .jsonl files and Hub data sets that data_path names, in their order, and their origins.
 
-    Columns: instruction, input, output, history and line (see utils.rows), and file, the number of the origin. With
-    data_mix, the shares of the files in the whole, as many rows as there are in these shares without one twice are
-    drawn with the seed. Raises DataFault for a broken row, EnvironmentFault when the Hub cannot be reached.
+    Names are separated by commas; an origin is {"path", "sha256", "rows"[, "share"]}. Columns: instruction, input,
+    output, history and line (see utils.rows), and file, the number of the origin. With data_mix, the shares of the
+    files in the whole, as many rows as there are in these shares without one twice are drawn with the seed. Raises
+    DataFault for a broken row, EnvironmentFault when the Hub cannot be reached.
     """
     tables, origins = [], []
     for number, name in enumerate(data_names(data_path)):
@@ -90,9 +91,10 @@ def _checked(name: str, sha256: str, read: Read) -> datasets.Dataset:
 
     def build(target: Path) -> dict:
         unused: Counter[str] = Counter()
-        bar = tqdm(read(unused), desc=f"reading {name}", unit="row", leave=False, disable=None)
-        count = _write(target, _ROW, map(_record_batch(_ROW), _chunks(bar)))
-        return {"rows": count, "unused": unused.most_common(5), "others": max(0, len(unused) - 5)}
+        rows = iter(tqdm(read(unused), desc=f"reading {name}", unit="row", leave=False, disable=None))
+        chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+        _write(target, _ROW, (pyarrow.RecordBatch.from_pylist(chunk, _ROW) for chunk in chunks))
+        return {"unused": unused.most_common(5), "others": max(0, len(unused) - 5)}
 
     table, info = _cached(cache.digest(rows=sha256, code=_code("rows", "strict_json", "dataset")), build)
     for key, count in info["unused"]:
@@ -117,11 +119,11 @@ def _mix(tables: list[datasets.Dataset], shares: list[float], seed: int) -> list
 
 def join(*tables: datasets.Dataset) -> datasets.Dataset:
     """The rows of all tables in their order."""
-    tables = [table for table in tables if len(table)] or tables[:1]
-    if len(tables) == 1:
-        return tables[0]
-    joined = datasets.concatenate_datasets(tables)
-    joined._fingerprint = cache.digest(joined=[table._fingerprint for table in tables])
+    filled = [table for table in tables if len(table)] or [tables[0]]
+    if len(filled) == 1:
+        return filled[0]
+    joined = datasets.concatenate_datasets(filled)
+    joined._fingerprint = cache.digest(joined=[table._fingerprint for table in filled])
     return joined
 
 
@@ -141,7 +143,7 @@ def choose(rows: datasets.Dataset, numbers: Sequence[int], **why: object) -> dat
 
 def encode(
     rows: datasets.Dataset,
-    tokenizer,
+    tokenizer: Any,
     prompter: Prompter,
     cutoff_len: int,
     train_on_inputs: bool,
@@ -153,7 +155,7 @@ def encode(
     that a token is predicted for), line and file (see load_rows). Rows whose supervised part lies wholly behind the
     cutoff teach nothing: they are left out and counted as masked. Raises DataFault when no row is left.
     """
-    settings = {"cutoff_len": cutoff_len, "train_on_inputs": train_on_inputs, "last_turn_only": last_turn_only}
+    settings = dict[str, Any](cutoff_len=cutoff_len, train_on_inputs=train_on_inputs, last_turn_only=last_turn_only)
     work = partial(_encode_chunk, rows, partial(encode_rows, tokenizer, prompter, **settings))
 
     def build(target: Path) -> dict:
@@ -177,7 +179,7 @@ def _encoded_batches(work: Callable, rows: int, total: Counter[str]) -> Iterator
             yield batch
 
 
-def _encode_chunk(rows: datasets.Dataset, encode: Encode, start: int) -> tuple[pyarrow.RecordBatch, Counter[str]]:
+def _encode_chunk(rows: datasets.Dataset, encode: Callable, start: int) -> tuple[pyarrow.RecordBatch, Counter[str]]:
     stop = min(start + CHUNK, len(rows))
     counts: Counter[str] = Counter()
     kept = []
@@ -193,14 +195,14 @@ def _encode_chunk(rows: datasets.Dataset, encode: Encode, start: int) -> tuple[p
         counts.update(rows=1, tokens=len(row["input_ids"]), supervised=supervised)
         place = {"line": source["line"], "file": source["file"]}
         kept.append({**row, **place, "length": len(row["input_ids"]), "supervised": supervised})
-    return _record_batch(_ENCODED)(kept), counts
+    return pyarrow.RecordBatch.from_pylist(kept, _ENCODED), counts
 
 
-def _hash_of(tokenizer) -> str:
-    """Of what it writes when it is saved: its pieces and settings, wherever they came from; and of its library."""
+def _hash_of(tokenizer: Any) -> str:
+    """Of what it writes when it is saved, but for chat templates: its pieces and settings; and of its library."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        files = sorted(path for path in Path(folder).iterdir() if path.name != "chat_template.jinja")
+        files = sorted(path for path in Path(folder).iterdir() if path.is_file() and path.suffix != ".jinja")
         hashes = [(path.name, sha256_file(path)) for path in files]
     return cache.digest(files=hashes, libraries=[version(name) for name in ("tokenizers", "transformers")])
 
@@ -215,21 +217,7 @@ def _cached(name: str, build: Callable[[Path], dict]) -> tuple[datasets.Dataset,
     return datasets.Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=name), info
 
 
-def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    rows = iter(rows)
-    while chunk := list(islice(rows, CHUNK)):
-        yield chunk
-
-
-def _record_batch(columns: dict[str, pyarrow.DataType]) -> Callable[[list[dict]], pyarrow.RecordBatch]:
-    return partial(pyarrow.RecordBatch.from_pylist, schema=pyarrow.schema(columns))
-
-
-def _write(target: Path, columns: dict[str, pyarrow.DataType], batches: Iterable[pyarrow.RecordBatch]) -> int:
-    """Write the batches as an Arrow stream; returns the number of rows."""
-    count = 0
-    with pyarrow.ipc.new_stream(str(target), pyarrow.schema(columns)) as writer:
+def _write(target: Path, schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> None:
+    with pyarrow.ipc.new_stream(str(target), schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
-            count += batch.num_rows
-    return count

@@ -5,6 +5,8 @@ exactly those that the model is given at inference, whatever the tokenizer would
 """
 
 from collections.abc import Iterable
+from itertools import islice
+from typing import Any
 
 from utils.prompter import Prompter
 
@@ -13,45 +15,33 @@ _CHARACTERS = 16  # of a text a token of the cutoff is tried with: a row of 40 M
 _MARGIN = 64  # tokens behind the cutoff, so that no token in front of it is another because the text was cut
 
 
-def prompt_ids(tokenizer, prompter: Prompter, row: dict) -> list[int]:
+def prompt_ids(tokenizer: Any, prompter: Prompter, row: dict) -> list[int]:
     """Ids of everything in front of the row's (last) answer, history laid turn by turn."""
     (turns,) = _encode_turns(tokenizer, prompter, [{**row, "output": ""}])
     return [token for prompt, answer in turns for token in prompt + answer]
 
 
-def encode_row(
-    tokenizer, prompter: Prompter, row: dict, cutoff_len: int, train_on_inputs: bool, last_turn_only: bool = False
-) -> dict:
-    """One row, as encode_rows gives it."""
-    return encode_rows(tokenizer, prompter, [row], cutoff_len, train_on_inputs, last_turn_only)[0]
-
-
 def encode_rows(
-    tokenizer,
+    tokenizer: Any,
     prompter: Prompter,
     rows: Iterable[dict],
     cutoff_len: int,
     train_on_inputs: bool,
     last_turn_only: bool = False,
 ) -> list[dict]:
-    """Each row as {"input_ids", "labels"}: int lists of equal length, at most cutoff_len; and "whole": its tokens
-    before the cutoff (where it is very long, at least so many), "answers": those it learns, "ended": those of them
-    whose EOS the cutoff leaves.
+    """Each row as {"input_ids", "labels", "whole", "answers", "ended"}.
 
-    Every assistant turn and its EOS is supervised, or the last alone (last_turn_only); prompts too where
-    train_on_inputs. Unsupervised labels are -100.
+    input_ids, labels: int lists of equal length, at most cutoff_len; whole: its tokens before the cutoff (where it is
+    very long, at least so many); answers: those it learns; ended: those of them whose EOS the cutoff leaves. Every
+    assistant turn and its EOS is supervised, or the last alone (last_turn_only); prompts too where train_on_inputs.
+    Unsupervised labels are -100.
     """
-    enough = cutoff_len + _MARGIN
-    return [
-        _join(turns, cutoff_len, train_on_inputs, last_turn_only)
-        for turns in _encode_turns(tokenizer, prompter, rows, enough)
-    ]
+    encoded = _encode_turns(tokenizer, prompter, rows, cutoff_len + _MARGIN)
+    return [_join(turns, cutoff_len, train_on_inputs, last_turn_only) for turns in encoded]
 
 
 def _join(turns: list[tuple[list[int], list[int]]], cutoff_len: int, train_on_inputs: bool, last_only: bool) -> dict:
-    ids: list[int] = []
-    labels: list[int] = []
-    ends = []
+    ids, labels, ends = [], [], []
     for number, (prompt, answer) in enumerate(turns, 1):
         learned = bool(answer) and (not last_only or number == len(turns))
         ids += prompt + answer
@@ -68,39 +58,30 @@ def _join(turns: list[tuple[list[int], list[int]]], cutoff_len: int, train_on_in
 
 
 def _encode_turns(
-    tokenizer, prompter: Prompter, rows: Iterable[dict], enough: int | None = None
+    tokenizer: Any, prompter: Prompter, rows: Iterable[dict], enough: int | None = None
 ) -> list[list[tuple[list[int], list[int]]]]:
     """For each row its turns as (ids of the prompt, ids of the answer and its EOS). An empty answer is left open.
 
     The texts of all rows are tokenized in two calls. enough: see _tokenize.
     """
-    laid = [prompter.turns(row) for row in rows]
-    openings = iter(_openings(tokenizer, [turns[0][0] for turns in laid], enough))
-    behind = [text for turns in laid for text in _behind(turns)]
-    continued = iter(_continuations(tokenizer, behind, enough))
+    laid = [[text for turn in prompter.turns(row) for text in turn] for row in rows]
+    openings = iter(_openings(tokenizer, [texts[0] for texts in laid], enough))
+    behind = iter(_continuations(tokenizer, [text for texts in laid for text in texts[1:]], enough))
     encoded = []
-    for turns in laid:
-        row = []
-        for number, (_, answer) in enumerate(turns):
-            prompt = next(openings) if number == 0 else next(continued)
-            row.append((prompt, [*next(continued), tokenizer.eos_token_id] if answer else []))
-        encoded.append(row)
+    for texts in laid:
+        ids = [next(openings), *islice(behind, len(texts) - 1)]
+        turns = zip(ids[::2], ids[1::2], texts[1::2], strict=True)
+        encoded.append([(prompt, [*answer, tokenizer.eos_token_id] if text else []) for prompt, answer, text in turns])
     return encoded
 
 
-def _behind(turns: list[tuple[str, str]]) -> list[str]:
-    """The texts of a row that stand behind other text: all but the first prompt and answers that are empty."""
-    texts = [text for turn in turns for text in turn]
-    return [text for number, text in enumerate(texts) if number and (text or number % 2 == 0)]
-
-
-def _openings(tokenizer, texts: list[str], enough: int | None) -> list[list[int]]:
+def _openings(tokenizer: Any, texts: list[str], enough: int | None) -> list[list[int]]:
     """Ids of each text's start: with the BOS where this tokenizer puts one, never with its EOS."""
     encoded = _tokenize(tokenizer, texts, enough, add_special_tokens=True)
     return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in encoded]
 
 
-def _continuations(tokenizer, texts: list[str], enough: int | None) -> list[list[int]]:
+def _continuations(tokenizer: Any, texts: list[str], enough: int | None) -> list[list[int]]:
     """Ids of texts that stand behind other text.
 
     SentencePiece puts a blank before the first word of whatever it is given; behind a newline (a piece of its own,
@@ -114,7 +95,7 @@ def _continuations(tokenizer, texts: list[str], enough: int | None) -> list[list
     return [ids[len(mark) :] if ids[: len(mark)] == mark else next(alone) for ids in encoded]
 
 
-def _tokenize(tokenizer, texts: list[str], enough: int | None, add_special_tokens: bool) -> list[list[int]]:
+def _tokenize(tokenizer: Any, texts: list[str], enough: int | None, add_special_tokens: bool) -> list[list[int]]:
     """Ids of each text; of a long one only the beginning, as much of it as gives `enough` tokens or more."""
     if not texts:
         return []

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,20 +17,14 @@ PREFIX = "base_model.model."
 # Where input and output embeddings stand in causal models.
 INPUT = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "embed_in.weight")
 OUTPUT = ("lm_head.weight", "embed_out.weight")
+EMBEDDINGS = INPUT + OUTPUT
 UNSUPPORTED = (
     "use_dora", "lora_bias", "use_qalora", "use_bdlora", "alora_invocation_tokens", "layer_replication",
     "target_parameters", "trainable_token_indices", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
-# PEFT 0.2 gave an adapter of one target module (BLOOM's query_key_value) this form: lora_A of two ranks, lora_B of
-# three dimensions, for two thirds of the layer's outputs.
-MERGED_LINEAR = (
-    "is an enable_lora adapter (MergedLinear of PEFT 0.2), which no later PEFT can load: train it again from its data "
-    "and its base (finetune.py, finetune_bloom.py); what they save has the form of today"
-)
 # What can be merged and is not trained on.
 MERGED_ONLY = (
-    "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "exclude_modules",
-    "fan_in_fan_out",
+    "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "exclude_modules", "fan_in_fan_out",
 )  # fmt: skip
 # Ways to initialise LoRA that subtract from the base model what they put into the adapter.
 CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -74,18 +69,16 @@ def unsupported(config: dict) -> list[str]:
 
 
 def not_plain(config: dict) -> list[str]:
-    """What it asks for beside one rank and one scale alpha / r, of whole numbers, on the layers of a list of names."""
+    """What it asks for beside one rank and one alpha, in whole numbers, on the layers of a list of names."""
     found = unsupported(config) + [key for key in MERGED_ONLY if config.get(key)]
-    numbers = {key: config[key] for key in ("r", "lora_alpha") if key in config}
-    found += [f"{key} {value}" for key, value in numbers.items() if not _is_whole(value)]
+    for key in ("r", "lora_alpha"):
+        number = config.get(key, 1)
+        if not isinstance(number, int | float) or number <= 0 or number % 1 != 0:
+            found.append(f"{key} {number}")
     targets = config.get("target_modules") or []
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         found.append(f"target_modules {targets}")
     return found
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | float) and value > 0 and value % 1 == 0
 
 
 def blocks(tensor: torch.Tensor) -> Iterator[slice]:
@@ -98,52 +91,44 @@ class Adapter:
     """An adapter's tensors by the base model's modules.
 
     deltas: {weight name: Delta}; whole: {weight name: tensor that replaces it} (modules_to_save, grown embeddings);
-    lora: the tensors behind the deltas, under PEFT's names. Raises ModelFault, naming it, for what this toolkit does
-    not merge (DoRA, trained biases, bases changed at the start, ...) and for tensors that are incomplete, misshapen or
-    not finite.
+    lora: the tensors behind the deltas, under PEFT's names; saved: modules_to_save. Raises ModelFault, naming it, for
+    what this toolkit does not merge (DoRA, trained biases, bases changed at the start, ...) and for tensors that are
+    incomplete, misshapen or not finite.
     """
 
     def __init__(self, folder: Path, config: dict, tensors: Weights):
         self.folder, self.config = folder, config
-        self.fan_in_fan_out = bool(config.get("fan_in_fan_out"))
         self.deltas: dict[str, Delta] = {}
         self.whole: Weights = {}
         self.lora: Weights = {}
-        self._refuse_by_name()
+        if found := unsupported(config):
+            raise ModelFault(f"{folder}: {', '.join(found)} cannot be merged by this toolkit")
         refuse_merged_linear(folder, config, tensors)
+        saved = config.get("modules_to_save") or []
+        if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+            raise ModelFault(f"{folder}/adapter_config.json: modules_to_save {saved} is no list of names")
+        self.saved = tuple(saved)
+        pairs: dict[tuple[str, str], Weights] = {}  # (module, kind of LoRA) -> its A and B
         for name, tensor in tensors.items():
             if not tensor.numel():
                 raise ModelFault(f"{folder}: {name} is empty")
             if tensor.is_floating_point() and not all(map(torch.isfinite, tensor.detach().aminmax())):
                 raise ModelFault(f"{folder}: {name} holds NaN or infinity")
-            self._take(name, tensor.detach(), tensors)
-
-    def _refuse_by_name(self) -> None:
-        if found := unsupported(self.config):
-            raise ModelFault(f"{self.folder}: {', '.join(found)} cannot be merged by this toolkit")
-
-    def _take(self, name: str, tensor: torch.Tensor, tensors: Weights) -> None:
-        target = name.removeprefix(PREFIX)
-        lora = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(\.weight)?", target)
-        if lora is None:
-            if "lora_" in target or "trainable_tokens" in target:
-                raise ModelFault(f"{self.folder}: {target} is neither lora_A nor lora_B, it cannot be merged")
-            if ".original_module." not in target:
-                self.whole[target.replace(".modules_to_save.", ".").replace(".base_layer.", ".")] = tensor
-            return
-        module, embedding, letter, suffix = lora[1], lora[2] or "", lora[3], lora[4] or ""
-        partner = "B" if letter == "A" else "A"
-        other = f"{PREFIX if name != target else ''}{module}.lora_{embedding}{partner}{suffix}"
-        if other not in tensors:
-            raise ModelFault(f"{self.folder}: {target} has no lora_{embedding}{partner} to it")
-        self.lora[name] = tensor
-        if letter == "A":
-            a, b = tensor, tensors[other].detach()
-            delta = Delta(a, b, self._scale(module, a, b))
-            self.deltas[f"{module}.weight"] = delta.transposed() if embedding else delta
+            target = name.removeprefix(PREFIX)
+            if part := re.fullmatch(r"(.+)\.(lora_|lora_embedding_)([AB])(\.weight)?", target):
+                self.lora[name] = pairs.setdefault((part[1], part[2]), {})[part[3]] = tensor.detach()
+            elif "lora_" in target or "trainable_tokens" in target:
+                raise ModelFault(f"{folder}: {target} is neither lora_A nor lora_B, it cannot be merged")
+            elif ".original_module." not in target:
+                self.whole[target.replace(".modules_to_save.", ".").replace(".base_layer.", ".")] = tensor.detach()
+        for (module, kind), pair in pairs.items():
+            if missing := {"A", "B"} - pair.keys():
+                raise ModelFault(f"{folder}: {module} has no {kind}{missing.pop()}")
+            delta = Delta(pair["A"], pair["B"], self._scale(module, pair["A"], pair["B"]))
+            self.deltas[f"{module}.weight"] = delta.transposed() if kind == "lora_embedding_" else delta
 
     def _scale(self, module: str, a: torch.Tensor, b: torch.Tensor) -> float:
-        """alpha / r, or alpha / sqrt(r) for rsLoRA; the patterns name modules with their own."""
+        """Its alpha / r, or alpha / sqrt(r) for rsLoRA; the patterns name modules with their own."""
         try:
             rank = self._of("rank_pattern", module, self.config.get("r", a.shape[0]))
             alpha = self._of("alpha_pattern", module, self.config["lora_alpha"])
@@ -157,7 +142,7 @@ class Adapter:
             raise ModelFault(f"{self.folder}: {module} has {shapes}")
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
 
-    def _of(self, key: str, module: str, usual: object) -> object:
+    def _of(self, key: str, module: str, usual: Any) -> Any:
         """PEFT's rule: the first pattern that is the module's name, or what it ends in behind a dot."""
         patterns = self.config.get(key) or {}
         return next((value for name, value in patterns.items() if re.match(rf"(.*\.)?({name})$", module)), usual)
@@ -165,13 +150,13 @@ class Adapter:
     def _targets(self) -> re.Pattern | None:
         """What the names of the weights match that target_modules names; None where it does not name any."""
         targets = self.config.get("target_modules")
-        if isinstance(targets, list):
-            targets = rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
-        if not isinstance(targets, str) or targets == "all-linear":
-            return None
         try:
+            if isinstance(targets, list):
+                targets = rf"(.*\.)?({'|'.join(map(re.escape, targets))})"
+            if not isinstance(targets, str) or targets == "all-linear":
+                return None
             return re.compile(rf"(?:{targets})\.weight")
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise ModelFault(f"{self.folder}/adapter_config.json: target_modules {targets}: {error}") from None
 
     def check_targets(self, places: set[str], layout: Weights) -> None:
@@ -180,9 +165,8 @@ class Adapter:
         places: names of the base's weights that the adapter changes. Raises ModelFault for a delta too many, and for a
         module of the base that is left out.
         """
-        saved = tuple(self.config.get("modules_to_save") or ())
-        lost = [name for name in layout if name.removesuffix(".weight").endswith(saved) and name not in places]
-        if lost and saved:
+        lost = [name for name in layout if name.removesuffix(".weight").endswith(self.saved) and name not in places]
+        if lost:
             raise ModelFault(f"{self.folder}: {lost[0]} is in modules_to_save, and not in the adapter (a cut adapter)")
         targets = self._targets()
         if targets is None:
@@ -199,11 +183,16 @@ class Adapter:
 
 
 def refuse_merged_linear(source: Path, config: dict, tensors: Weights) -> None:
-    """Raises ModelFault for an adapter in PEFT 0.2's form for one target module: its names are those of today."""
-    if config.get("enable_lora") or any(
-        name.endswith(("lora_B.weight", "lora_B")) and tensor.ndim == 3 for name, tensor in tensors.items()
-    ):
-        raise ModelFault(f"{source}: {MERGED_LINEAR}")
+    """Raises ModelFault for the form that PEFT 0.2 gave an adapter of one target module (BLOOM's query_key_value).
+
+    Its names are those of today; its lora_A has two ranks, its lora_B three dimensions, for two thirds of the outputs.
+    """
+    b_dimensions = {tensor.ndim for name, tensor in tensors.items() if name.endswith(("lora_B.weight", "lora_B"))}
+    if config.get("enable_lora") or 3 in b_dimensions:
+        raise ModelFault(
+            f"{source}: is an enable_lora adapter (MergedLinear of PEFT 0.2), which no later PEFT can load: train it "
+            "again from its data and its base (finetune.py, finetune_bloom.py); what they save has the form of today"
+        )
 
 
 def read(folder: Path) -> Adapter:

@@ -23,7 +23,24 @@ from utils.planning import Plan
 REPORT = "merge_report.json"
 
 
-def merged(weight: torch.Tensor, change: Change | None, empty: torch.Tensor, scratch: weights.Scratch) -> torch.Tensor:
+class Scratch:
+    """Two pieces of memory used in turns: fresh memory for each tensor would cost more than its arithmetic.
+
+    While one tensor is proven the next one is computed, so a piece is free again when it is asked for.
+    """
+
+    def __init__(self):
+        self.pieces = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
+
+    def like(self, empty: torch.Tensor) -> torch.Tensor:
+        """Room of the shape and dtype of `empty` (which may be on the meta device)."""
+        self.pieces.reverse()
+        if len(self.pieces[0]) < empty.nbytes:
+            self.pieces[0] = torch.empty(empty.nbytes, dtype=torch.uint8)
+        return self.pieces[0][: empty.nbytes].view(empty.dtype).reshape(empty.shape)
+
+
+def merged(weight: torch.Tensor, change: Change | None, empty: torch.Tensor, scratch: Scratch) -> torch.Tensor:
     """The merged weight, of the shape and dtype of `empty`: the mapped one itself, or one computed into `scratch`.
 
     The sum is formed in float32 and rounded once, however many adapters there are.
@@ -51,11 +68,11 @@ def write(plan: Plan, target: Path) -> dict:
     Returns the report: "tensors" {"changed", "unchanged"}: {name: SHA-256 of its bytes on the disk}, "vocabulary",
     "seconds" and "peak_anonymous_bytes". Raises ModelFault when what lies on the disk is not what it must be.
     """
-    writer, scratch = weights.ShardWriter(target, plan.layout), weights.Scratch()
+    writer, scratch = weights.ShardWriter(target, plan.layout), Scratch()
     proofs: dict[str, dict] = {}
     seconds = dict.fromkeys(("arithmetic", "writing", "waiting_for_the_proof"), 0.0)
     peak, pending = 0, None
-    with one_processor_less(), ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with _one_processor_less(), ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         read = weights.read_base(plan.base)
         for name, weight in tqdm(read, "merging", len(plan.layout), unit="tensor", disable=None):
             if name not in plan.layout:  # a second copy of tied embeddings
@@ -76,12 +93,17 @@ def write(plan: Plan, target: Path) -> dict:
         proofs[pending[0]] = pending[1].result()
     writer.close()
     _copy_small_files(plan, target)
-    _check_files(plan, target)
+    if _kinds(weights.layout(target)) != _kinds(plan.layout):
+        raise ModelFault(f"{target}: the shards do not hold the tensors that were written")
     return _report(plan, proofs, seconds, peak)
 
 
+def _kinds(layout: weights.Weights) -> dict[str, tuple]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in layout.items()}
+
+
 @contextmanager
-def one_processor_less() -> Iterator[None]:
+def _one_processor_less() -> Iterator[None]:
     """Leave a processor to the proof: threads that wait for each other's would take twice the time."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, before - 1))
@@ -105,19 +127,12 @@ def check_whole(output: Path) -> None:
         raise ModelFault(f"{output}: its weights are not those that were merged (remove it and merge again)")
 
 
-def _check_files(plan: Plan, target: Path) -> None:
-    found = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.layout(target).items()}
-    if found != {name: (tensor.shape, tensor.dtype) for name, tensor in plan.layout.items()}:
-        raise ModelFault(f"{target}: the shards do not hold the tensors that were written")
-
-
 def _report(plan: Plan, proofs: dict[str, dict], seconds: dict[str, float], peak: int) -> dict:
-    if not any(proof["changed"] for proof in proofs.values()):
+    hashes: dict[str, dict[str, str]] = {"changed": {}, "unchanged": {}}
+    for name, proven in proofs.items():
+        hashes["changed" if proven["changed"] else "unchanged"][name] = proven["sha256"]
+    if not hashes["changed"]:
         raise ModelFault("the merge changes nothing: every lora_B is zero, or all changes vanish in the base's dtype")
-    hashes = {
-        kind: {name: proof["sha256"] for name, proof in proofs.items() if proof["changed"] == (kind == "changed")}
-        for kind in ("changed", "unchanged")
-    }
     rows = {name: proof["rows"] for name, proof in proofs.items() if "rows" in proof}
     entries = vocabulary.tokenizer_size(plan.tokenizer) if plan.tokenizer else None
     sizes = {"rows": plan.rows, "base_rows": plan.base_rows, "tokenizer_entries": entries}

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle
 from multiprocessing import Pipe, Process
 from multiprocessing.connection import Connection
 
@@ -29,15 +30,12 @@ def in_order(function: Callable, tasks: Iterable, processes: int) -> Iterator:
         yield from map(function, tasks)
         return
     with contextlib.ExitStack() as stack:
-        idle = deque(stack.enter_context(_worker(function)) for _ in range(processes))
+        workers = [stack.enter_context(_worker(function)) for _ in range(processes)]
         busy: deque[Connection] = deque()
-        for task in tasks:
-            done = []
-            if not idle:
-                done.append(_result(busy[0]))
-                idle.append(busy.popleft())
-            idle[0].send(task)
-            busy.append(idle.popleft())
+        for worker, task in zip(cycle(workers), tasks):
+            done = [_result(busy.popleft())] if len(busy) == processes else []
+            worker.send(task)
+            busy.append(worker)
             yield from done
         while busy:
             yield _result(busy.popleft())

@@ -11,13 +11,12 @@ import torch
 
 from utils import vocabulary, weights
 from utils.errors import ModelFault
-from utils.lora import INPUT, OUTPUT, Adapter, Change
+from utils.lora import EMBEDDINGS, INPUT, OUTPUT, Adapter, Change
 from utils.weights import Weights
 
 TIED = ("bloom", "gpt2", "opt")  # tied where config.json does not say
 CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # their linear weights are (in, out)
-# Families whose layers are all alike: where config.json has their number, and what stands outside them.
-DEPTHS = {"llama": ("num_hidden_layers",), "bloom": ("n_layer", "num_hidden_layers")}
+# Families whose layers are all alike: what stands outside them.
 ENDS = {
     "llama": ("embed_tokens.weight", "norm.weight"),
     "bloom": ("word_embeddings.weight", "word_embeddings_layernorm.weight", "ln_f.weight"),
@@ -67,7 +66,8 @@ def plan(base: Path, adapters: list[Adapter], dtype: str) -> Plan:
     tied = _is_tied(config, layout)
     _check_layers(base, config, layout, tied)
     base_rows = _rows(layout)
-    if tied and any(_embeddings([*adapter.deltas, *adapter.whole]) for adapter in adapters):
+    touched = [name for adapter in adapters for name in (*adapter.deltas, *adapter.whole) if name.endswith(EMBEDDINGS)]
+    if tied and touched:
         layout = {name: tensor for name, tensor in layout.items() if not name.endswith(OUTPUT)}
     changes: dict[str, Change] = {}
     for adapter in adapters:
@@ -85,14 +85,6 @@ def plan(base: Path, adapters: list[Adapter], dtype: str) -> Plan:
     return Plan(base, config, layout, changes, tied, base_rows, rows, tokenizer)
 
 
-def _embeddings(names: list[str] | Weights) -> list[str]:
-    return [name for name in names if name.endswith((*INPUT, *OUTPUT))]
-
-
-def _module(weight: str) -> str:
-    return weight.removesuffix(".weight")
-
-
 def _is_tied(config: dict, layout: Weights) -> bool:
     head = any(name.endswith(OUTPUT) for name in layout)
     usual = config.get("model_type") in TIED if head else config.get("model_type") != "llama"
@@ -101,7 +93,7 @@ def _is_tied(config: dict, layout: Weights) -> bool:
 
 def _rows(layout: Weights) -> int | None:
     """Rows of the embeddings. Raises ModelFault where input and output would differ."""
-    rows = {len(layout[name]): name for name in _embeddings(layout)}
+    rows = {len(tensor): name for name, tensor in layout.items() if name.endswith(EMBEDDINGS)}
     if len(rows) > 1:
         both = " and ".join(f"{name} {count}" for count, name in rows.items())
         raise ModelFault(f"input and output embeddings would differ in rows: {both} (the adapter grows one of them)")
@@ -109,13 +101,15 @@ def _rows(layout: Weights) -> int | None:
 
 
 def _check_layers(base: Path, config: dict, layout: Weights, tied: bool) -> None:
-    """A LLaMA or BLOOM base has every weight. (Of other families only the forward pass of --verify knows.)"""
-    family = config.get("model_type")
+    """Raises ModelFault where a LLaMA or BLOOM lacks a weight (of other families only the forward proof knows)."""
+    family = str(config.get("model_type"))
     layers: dict[int, set[str]] = {}
     for name in layout:
         if match := re.search(r"(?:^|\.)(?:layers|h)\.(\d+)\.(.+)", name):
             layers.setdefault(int(match[1]), set()).add(match[2])
-    depth = next((config[key] for key in DEPTHS.get(family, ()) if key in config), 0)
+    depth = config.get("n_layer", config.get("num_hidden_layers", 0)) if family in ENDS else 0
+    if not isinstance(depth, int):
+        raise ModelFault(f"{base}/config.json: {depth} is no number of layers")
     wanted = set().union(*layers.values())
     missing = [f"layer {n}'s {name}" for n in range(depth) for name in sorted(wanted - layers.get(n, set()))]
     ends = (*ENDS.get(family, ()), *(("lm_head.weight",) if family == "llama" and not tied else ()))
@@ -126,35 +120,37 @@ def _check_layers(base: Path, config: dict, layout: Weights, tied: bool) -> None
 
 def _check_tied(adapter: Adapter) -> None:
     """One matrix serves as input and output embedding: an adapter must mean the same for both."""
-    if touched := _embeddings(list(adapter.deltas)):
+    if touched := [name for name in adapter.deltas if name.endswith(EMBEDDINGS)]:
         raise ModelFault(f"{adapter.folder}: LoRA on {touched[0]} alone cannot be merged, the base ties its embeddings")
     heads = [name for name in adapter.whole if name.endswith(OUTPUT)]
     inputs = [name for name in adapter.whole if name.endswith(INPUT)]
     if heads and not (inputs and torch.equal(adapter.whole[heads[0]], adapter.whole[inputs[0]])):
         other = f"differs from {inputs[0]}" if inputs else "comes without the input embedding"
         raise ModelFault(f"{adapter.folder}: {heads[0]} {other}, the base ties the two")
-    apart = tuple(adapter.config.get("modules_to_save") or ())
-    if inputs and not heads and not adapter.config.get("ensure_weight_tying") and _module(inputs[0]).endswith(apart):
+    is_apart = inputs and inputs[0].removesuffix(".weight").endswith(adapter.saved)
+    if is_apart and not heads and not adapter.config.get("ensure_weight_tying"):
         other = "an output embedding that stayed as it was (modules_to_save without ensure_weight_tying)"
         raise ModelFault(f"{adapter.folder}: {inputs[0]} was trained beside {other}, the base ties the two")
 
 
 def _fit(adapter: Adapter, config: dict, layout: Weights, changes: dict[str, Change], tied: bool) -> None:
     """Enter the adapter's changes; grown embeddings change `layout`. Raises ModelFault."""
-    places = {name: _place(name, layout) for name in (*adapter.whole, *adapter.deltas)}
-    missing = [name for name, place in places.items() if place is None and not (tied and name.endswith(OUTPUT))]
+    names = (*adapter.whole, *adapter.deltas)
+    # A checkpoint of a bare model (BLOOM's) leaves out the first part of a name.
+    places = {name: name if name in layout else name.partition(".")[2] for name in names}
+    missing = [name for name in names if places[name] not in layout and not (tied and name.endswith(OUTPUT))]
     if missing:
         count = f"{len(missing)} weights of the adapter are not in the base model, the first is {missing[0]}"
         raise ModelFault(f"{adapter.folder}: {count} (an adapter for another model, or of another depth)")
-    adapter.check_targets({place for place in places.values() if place}, layout)
+    adapter.check_targets({place for place in places.values() if place in layout}, layout)
     for name, tensor in adapter.whole.items():
-        if place := places[name]:
+        if (place := places[name]) in layout:
             _check_shape(adapter.folder, name, tensor, layout[place])
             changes[place] = Change(tensor)
             layout[place] = torch.empty(tensor.shape, dtype=layout[place].dtype, device="meta")
     family = config.get("model_type")
     for name, delta in adapter.deltas.items():
-        place, is_conv1d = places[name], family in CONV1D or (family is None and adapter.fan_in_fan_out)
+        place, is_conv1d = places[name], family in CONV1D or (family is None and adapter.config.get("fan_in_fan_out"))
         if is_conv1d and not name.endswith(OUTPUT):
             delta = delta.transposed()
         if delta.shape != tuple(layout[place].shape) or not layout[place].is_floating_point():
@@ -163,14 +159,9 @@ def _fit(adapter: Adapter, config: dict, layout: Weights, changes: dict[str, Cha
         changes.setdefault(place, Change()).deltas.append(delta)
 
 
-def _place(name: str, layout: Weights) -> str | None:
-    """The base's name of a weight: a checkpoint of a bare model (BLOOM's) leaves out the first part."""
-    return next((place for place in (name, name.partition(".")[2]) if place in layout), None)
-
-
 def _check_shape(folder: Path, name: str, new: torch.Tensor, old: torch.Tensor) -> None:
     """Only embeddings grow, and nothing shrinks."""
-    grows = name.endswith((*INPUT, *OUTPUT)) and new.shape[1:] == old.shape[1:] and len(new) > len(old)
+    grows = name.endswith(EMBEDDINGS) and new.shape[1:] == old.shape[1:] and len(new) > len(old)
     if new.shape != old.shape and not grows:
         order = " (adapters in the wrong order?)" if new.shape[1:] == old.shape[1:] else ""
         raise ModelFault(f"{folder}: {name} is {list(new.shape)} here and {list(old.shape)} in the base model{order}")

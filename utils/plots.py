@@ -2,13 +2,13 @@
 
 import io
 import json
-import math
 import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
+import numpy
 
 matplotlib.use("Agg")
 from matplotlib import font_manager, pyplot
@@ -18,11 +18,6 @@ from utils.files import write_atomic
 _CHINESE = re.compile(
     r"(?!.*(bold|bd|black|thin|light|medium))((noto|source).*sans.*(cjk|sc|cn)|wqy|msyh|simhei|pingfang|hiragino)", re.I
 )
-
-
-def read_metrics(path: str | Path) -> list[dict]:
-    """The lines of a metrics.jsonl."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def _save(figure: pyplot.Figure, target: str | Path) -> None:
@@ -56,7 +51,7 @@ def loss(stages: dict[str, str | Path], target: str | Path) -> None:
         1, len(stages), figsize=(max(6, 3.6 * len(stages)), 3.6), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (title, path) in zip(axes[0], stages.items(), strict=True):
-        metrics = read_metrics(path)
+        metrics = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
         for key, style, label in (("loss", "-", "training"), ("eval_loss", "o-", "validation")):
             points = [(line["step"], line[key]) for line in metrics if key in line]
             axis.plot(*zip(*points, strict=True), style, label=label, markersize=4) if points else None
@@ -81,21 +76,27 @@ def lengths(tokens: list[int], cutoff_len: int, target: str | Path) -> None:
 
 
 def forgetting(names: list[str], losses: list[list[float | None]], target: str | Path) -> None:
-    """Draw a heatmap into a PNG: a row a stage, a column the held-out rows of a stage, coloured by how far their loss
-    has risen (red) or fallen (blue) since that stage ended.
+    """Draw a heatmap into a PNG: a row a stage, a column the held-out rows of a stage.
 
-    names: of the stages in order; losses[k][j]: validation loss after stage k on the rows of stage j <= k, in nats per
-    answer token, None where it was not measured.
+    Its colour is how far their loss has risen (red) or fallen (blue) since that stage ended. names: of the stages in
+    order; losses[k][j]: validation loss after stage k on the rows of stage j <= k, in nats per answer token, None where
+    it was not measured.
     """
     size = len(names)
-    rises = [[_rise(losses, row, column) for column in range(size)] for row in range(size)]
-    limit = max([0.05, *(abs(rise) for row in rises for rise in row if rise == rise)])
+    measured = numpy.full((size, size), numpy.nan)
+    for row, known in enumerate(losses):
+        measured[row, : row + 1] = [numpy.nan if loss is None else loss for loss in known[: row + 1]]
+    rises = measured - measured.diagonal()
+    limit = max(0.05, numpy.nan_to_num(abs(rises)).max())
     side = max(5, 1.5 * size + 2)
     figure, axis = pyplot.subplots(figsize=(side + 1.5, side - 1), layout="constrained")
     image = axis.imshow(rises, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     for row in range(size):
         for column in range(row + 1):
-            text, rise = _cell(losses[row][column], rises[row][column], column < row)
+            loss, rise = measured[row, column], rises[row, column]
+            text = "not\nmeasured" if numpy.isnan(loss) else f"{loss:.3f}"
+            if column < row and not numpy.isnan(rise):
+                text += f"\n{rise:+.3f}"
             colour = "white" if abs(rise) > 0.6 * limit else "black"
             axis.text(column, row, text, ha="center", va="center", color=colour)
     axis.set_xticks(range(size), names, rotation=30, ha="right", rotation_mode="anchor")
@@ -103,22 +104,6 @@ def forgetting(names: list[str], losses: list[list[float | None]], target: str |
     axis.set(xlabel="held-out rows of", title="validation loss (nats per answer token)")
     figure.colorbar(image, label="rise since that stage ended")
     _save(figure, target)
-
-
-def _rise(losses: list[list[float | None]], row: int, column: int) -> float:
-    """NaN above the diagonal and where nothing was measured."""
-    if column > row or None in (losses[row][column], losses[column][column]):
-        return math.nan
-    return losses[row][column] - losses[column][column]
-
-
-def _cell(loss: float | None, rise: float, is_later: bool) -> tuple[str, float]:
-    """(the text of a cell, the rise that its colour shows)."""
-    if loss is None:
-        return "not\nmeasured", 0.0
-    if math.isnan(rise):
-        return f"{loss:.3f}", 0.0
-    return f"{loss:.3f}\n{rise:+.3f}" if is_later else f"{loss:.3f}", rise
 
 
 def scores(judges: dict[str, dict[str, dict[str, dict]]], target: str | Path) -> None:
@@ -136,12 +121,12 @@ def scores(judges: dict[str, dict[str, dict[str, dict]]], target: str | Path) ->
     for axis, (judge, cells) in zip(axes[:, 0], judges.items(), strict=True):
         for place, system in enumerate(systems):
             shift = 0.7 * ((place + 0.5) / len(systems) - 0.5)
-            rows = [(at + shift, cells[c][system]) for at, c in enumerate(categories) if cells.get(c, {}).get(system)]
-            rows = [(at, cell) for at, cell in rows if cell["score"] is not None]
-            middle = [cell["score"] for _, cell in rows]
-            below = [cell["score"] - cell["low"] for _, cell in rows]
-            above = [cell["high"] - cell["score"] for _, cell in rows]
-            axis.errorbar([at for at, _ in rows], middle, (below, above), fmt="o", ms=4, capsize=2, label=system)
+            found = {at: cells.get(category, {}).get(system) for at, category in enumerate(categories)}
+            dots = {at + shift: cell for at, cell in found.items() if cell and cell["score"] is not None}
+            middle = [cell["score"] for cell in dots.values()]
+            below = [cell["score"] - cell["low"] for cell in dots.values()]
+            above = [cell["high"] - cell["score"] for cell in dots.values()]
+            axis.errorbar(list(dots), middle, (below, above), fmt="o", ms=4, capsize=2, label=system)
         axis.set(title=judge, ylim=(-2, 102), xlim=(-0.5, len(categories) - 0.5), ylabel="score of 100")
         axis.vlines([at + 0.5 for at in range(len(categories) - 1)], -2, 102, color="0.85", lw=0.8)
         axis.grid(alpha=0.3, axis="y")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy
@@ -34,12 +35,12 @@ _LOST = ("\ufffd", "锟斤拷", "烫烫烫")
 
 
 def show_data(
-    flags: Mapping[str, object],
+    flags: Mapping[str, Any],
     rows: datasets.Dataset,
     origins: list[dict],
     encoded: datasets.Dataset,
     counts: Mapping[str, int],
-    tokenizer,
+    tokenizer: Any,
 ) -> None:
     """Print what the run will read and learn, and three rows of it; draw the lengths into <output_dir>.preview.png.
 
@@ -63,20 +64,21 @@ def show_data(
         print("\n".join(_row_lines(row, tokenizer, sys.stdout.isatty())))
 
 
-def show_run(flags: Mapping[str, object], encoded: datasets.Dataset, steps, model, device) -> None:
-    """Print the steps of the run and the memory it takes of the device.
+def show_run(flags: Mapping[str, Any], encoded: datasets.Dataset, steps: object, model: Any, device: Any) -> None:
+    """Print the steps of the run and the memory that one of its processes takes of the device.
 
     steps: see training.plan; model: the base with its LoRA layers on the meta device.
     """
     print(f"\n{steps}")
-    parts, free = memory.estimate(model, encoded, flags, device), memory.free_bytes(device)
+    recompute = memory.must_recompute(model, encoded, flags, device)
+    parts, free = memory.estimate(model, encoded, flags, device, recompute), memory.free_bytes(device)
     needed = sum(parts.values())
     listed = " + ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
     print(f"memory: {needed / 1e9:.2f} GB on {device.type} ({listed}), {free / 1e9:.2f} GB are free")
     if needed > free:
 
-        def changed(other: Mapping[str, object]) -> int:
-            return sum(memory.estimate(model, encoded, other, device).values())
+        def changed(other: Mapping[str, Any]) -> int:
+            return sum(memory.estimate(model, encoded, other, device, recompute).values())
 
         print(f"warning: this does not fit: {memory.advice(changed, flags, free)}")
 
@@ -100,16 +102,18 @@ def _texts(rows: datasets.Dataset, names: list[str]) -> Iterator[str]:
     def place(index: int) -> str:
         return f"{names[rows[index]['file']]}:{rows[index]['line']}"
 
-    again = {here: place(there) for here, there in _repeats(keys)}
-    yield _line("duplicates", "rows repeat an earlier one", again, place)
-    yield _line("test_data", "rows ask what an evaluation prompt asks", known, place)
-    yield _line("empty", "answers have no letter and no digit", dict.fromkeys(silent, ""), place)
-    yield _line("mojibake", "rows look as if they were read in a wrong encoding", dict.fromkeys(garbled, ""), place)
+    _, first, group = numpy.unique(keys, return_index=True, return_inverse=True)
+    again = numpy.flatnonzero(first[group] != numpy.arange(len(keys)))
+    earlier = dict(zip(again.tolist(), first[group][again].tolist()))
+    yield _line("duplicates", "rows repeat an earlier one", earlier, place, place)
+    yield _line("test_data", "rows ask what an evaluation prompt asks", known, place, str)
+    yield _line("empty", "answers have no letter and no digit", dict.fromkeys(silent), place)
+    yield _line("mojibake", "rows look as if they were read in a wrong encoding", dict.fromkeys(garbled), place)
 
 
-def _line(title: str, what: str, found: Mapping[int, str], place: Callable[[int], str]) -> str:
-    """found: row -> what it is like, or nothing."""
-    named = [place(index) + (f" as {like}" if like else "") for index, like in islice(found.items(), _NAMED)]
+def _line(title: str, what: str, found: dict, place: Callable[[int], str], like: Callable | None = None) -> str:
+    """found: row -> what it is like, which `like` puts into words."""
+    named = [place(index) + (f" as {like(other)}" if like else "") for index, other in islice(found.items(), _NAMED)]
     listed = f" ({', '.join(named)}{', …' * (len(found) > _NAMED)})" if named else ""
     return f"{'warning: ' if found else ''}{title}: {len(found)} {what}{listed}"
 
@@ -124,13 +128,6 @@ def _key(text: str) -> int:
     """64 bits of a text's content, whatever its blanks, the width of its letters and their case."""
     folded = "".join(unicodedata.normalize("NFKC", text).casefold().split())
     return int.from_bytes(blake2b(folded.encode(), digest_size=8).digest())
-
-
-def _repeats(keys: numpy.ndarray) -> Iterator[tuple[int, int]]:
-    """(index of a key that stood before, where it stood first), in order."""
-    _, first, group = numpy.unique(keys, return_index=True, return_inverse=True)
-    again = numpy.flatnonzero(first[group] != numpy.arange(len(keys)))
-    return zip(again.tolist(), first[group][again].tolist())
 
 
 def _evaluation_prompts() -> dict[int, str]:
@@ -175,7 +172,7 @@ def _tokens(lengths: list[int], counts: Mapping[str, int], cutoff_len: int) -> I
         yield f"  {span:>12} {amount:>8} {'█' * round(40 * amount / max(amounts))}"
 
 
-def _row_lines(row: Mapping[str, object], tokenizer, dim: bool) -> Iterator[str]:
+def _row_lines(row: Mapping[str, Any], tokenizer: Any, dim: bool) -> Iterator[str]:
     """A row as the model sees it, piece by piece; what is masked is dimmed where the terminal can."""
     for masked, piece in groupby(zip(row["input_ids"], row["labels"]), key=lambda pair: pair[1] == IGNORED):
         text = tokenizer.decode([token for token, _ in piece], clean_up_tokenization_spaces=False)

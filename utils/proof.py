@@ -8,12 +8,14 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy
 import torch
 
 from utils import encode, runtime, weights
 from utils.errors import EnvironmentFault, ModelFault
-from utils.lora import INPUT, OUTPUT, Change, blocks
+from utils.lora import EMBEDDINGS, Change, blocks
 from utils.prompter import Prompter
 
 PROBES = 8
@@ -34,31 +36,28 @@ PROMPTS = (
 def prove(
     name: str, weight: torch.Tensor, change: Change | None, result: torch.Tensor, place: tuple[Path, int]
 ) -> dict:
-    """{"sha256", "changed"} of a tensor that was written at `place` (file, offset); of an embedding that the adapters
-    change also "rows" {"added", "changed"}.
+    """{"sha256", "changed"} of a tensor that was written at `place` (file, offset).
 
-    weight: the base's. Raises ModelFault where the disk holds
-    something else than `result`, where a value is not finite, and where rows of a changed tensor, computed anew in
-    float64, differ by more than rounding.
+    Of an embedding that the adapters change also "rows" {"added", "changed"}. weight: the base's. Raises ModelFault
+    where the disk holds something else than `result`, where a value is not finite, and where rows of a changed tensor,
+    computed anew in float64, differ by more than rounding.
     """
-    digest, expected, position = hashlib.sha256(), weights.as_bytes(result), 0
-    for piece in weights.read_back(*place, result.nbytes):
-        digest.update(piece.numpy())
-        if not weights.same_bytes(piece, expected[position : position + len(piece)]):
+    digest, expected = hashlib.sha256(), weights.as_bytes(result).numpy()
+    for piece in weights.read_back(*place, len(expected)):
+        digest.update(piece)
+        if not numpy.array_equal(piece, expected[: weights.CHUNK]):
             raise ModelFault(f"{place[0]}: {name} was not written as it is")
-        position += len(piece)
+        expected = expected[weights.CHUNK :]
     if result.is_floating_point() and not all(map(torch.isfinite, result.aminmax())):
         raise ModelFault(f"{name} would hold NaN or infinity (in the base model, or too large for {result.dtype})")
-    if change is None:
-        return {"sha256": digest.hexdigest(), "changed": False}
-    _probe(name, weight, change, result)
-    added = len(result) - len(weight)
-    changes = _changed_rows(weight, result)
-    if name.endswith((*INPUT, *OUTPUT)):
-        changed = sum(changes)
-        rows = {"added": added, "changed": changed}
-        return {"sha256": digest.hexdigest(), "changed": bool(added or changed), "rows": rows}
-    return {"sha256": digest.hexdigest(), "changed": any(changes)}
+    proof: dict[str, Any] = {"sha256": digest.hexdigest(), "changed": False}
+    if change is not None:
+        _probe(name, weight, change, result)
+        changes = _changed_rows(weight, result)
+        if name.endswith(EMBEDDINGS):
+            proof["rows"] = {"added": len(result) - len(weight), "changed": sum(changes)}
+        proof["changed"] = any(proof["rows"].values() if "rows" in proof else changes)
+    return proof
 
 
 def _changed_rows(weight: torch.Tensor, result: torch.Tensor) -> Iterator[int]:
@@ -83,7 +82,7 @@ def _probe(name: str, weight: torch.Tensor, change: Change, result: torch.Tensor
         raise ModelFault(f"{name}: the merged rows are not base + adapter (a fault of this program or of the memory)")
 
 
-def prompts(tokenizer) -> list[list[int]]:
+def prompts(tokenizer: Any) -> list[list[int]]:
     """PROMPTS as ids, in the template alpaca."""
     prompter = Prompter("alpaca")
     return [encode.prompt_ids(tokenizer, prompter, {"instruction": text}) for text in PROMPTS]
@@ -116,7 +115,7 @@ class Trace:
 
 
 @torch.inference_mode()
-def trace(model, prompts: list[list[int]]) -> Trace:
+def trace(model: Any, prompts: list[list[int]]) -> Trace:
     """Greedily behind each prompt; then the logits of all of it, in one pass.
 
     Prompts are cut to the end of the shortest one, so that no padding comes between.
@@ -132,12 +131,12 @@ def trace(model, prompts: list[list[int]]) -> Trace:
     return Trace(ids.cpu(), _logits(model, ids), length)
 
 
-def _logits(model, ids: torch.Tensor) -> torch.Tensor:
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return model.eval()(input_ids=ids.to(model.device), use_cache=False).logits.cpu()
 
 
 @torch.inference_mode()
-def compare(merged, stored: torch.dtype, wanted: Trace) -> dict:
+def compare(merged: Any, stored: torch.dtype, wanted: Trace) -> dict:
     """The merged model against what base + adapters said.
 
     stored: the dtype of the merged weights. Returns the largest difference of a logit; the differences' root mean

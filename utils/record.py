@@ -28,8 +28,10 @@ TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json",
 MATHEMATICAL = (
     "batch_size", "num_epochs", "learning_rate", "cutoff_len", "val_set_size", "lora_r", "lora_alpha", "lora_dropout",
     "lora_target_modules", "train_on_inputs", "group_by_length", "load_8bit", "load_4bit", "dtype", "seed", "replay",
-    "data_mix", "last_turn_only", "fast",
+    "data_mix", "last_turn_only", "fast", "use_rslora", "neftune_noise_alpha",
 )  # fmt: skip
+# What runs were made with before these flags were there.
+BEFORE = {"use_rslora": False, "neftune_noise_alpha": 0.0}
 
 
 def describe_base(name: str, folder: Path) -> dict:
@@ -280,7 +282,8 @@ def differences(old: dict, new: dict) -> list[str]:
         ("template", _get(old, "template", "sha256"), _get(new, "template", "sha256")),
         ("processes", old.get("processes", 1), new["processes"]),
     ]
-    pairs += [(f"--{key}", _get(old, "settings", key), new["settings"][key]) for key in MATHEMATICAL]
+    settings = BEFORE | (old.get("settings") or {})
+    pairs += [(f"--{key}", settings.get(key), new["settings"][key]) for key in MATHEMATICAL]
     return [f"{name}: {_short(before)} -> {_short(after)}" for name, before, after in pairs if before != after]
 
 

@@ -6,13 +6,14 @@ Every error names file, line and key, so that a broken row costs a second and no
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from utils.errors import DataFault
-from utils.strict_json import read_values
+from utils.strict_json import kind_of, read_values
 
 KNOWN_KEYS = ("instruction", "input", "output", "history", "reference")
 MOST_FAULTS = 100  # broken rows after which a file is not read on
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def data_names(data_path: str) -> list[str]:
@@ -26,19 +27,18 @@ def read_rows(path: str | Path, unused: Counter[str]) -> Iterator[Row]:
 
 
 def training_rows(path: str | Path, values: Iterable[tuple[int, object]], unused: Counter[str]) -> Iterator[Row]:
-    """{"instruction": text, "input": text, "output": text, "history": [[text, text], …], "line": int} for each of
-    values (line, value); keys that training does not know are counted in `unused`.
+    """Yield {"instruction": text, "input": text, "output": text, "history": [[text, text], …], "line": int} a value.
 
-    A null or missing input is "", a missing history []. Anything else that is not text, an empty instruction or
-    answer, and a file without rows is a DataFault (file:line, key, type): raised at the end, for the first row that is
-    broken, with the lines of the others.
+    values: (line, value). Keys that training does not know are counted in `unused`. A null or missing input is "", a
+    missing history []. Anything else that is not text, an empty instruction or answer, and a file without rows is a
+    DataFault (file:line, key, type): raised at the end, for the first row that is broken, with the lines of the others.
     """
     faults: list[str] = []
     line = 0
     try:
         for line, value in values:
             try:
-                row = _training_row(path, line, value)
+                row = _training_row(f"{path}:{line}", value)
             except DataFault as fault:
                 faults.append(str(fault))
                 if len(faults) == MOST_FAULTS:
@@ -81,59 +81,52 @@ def read_prompts(path: str | Path) -> list[Row]:
     prompts = []
     for line, value in read_values(path):
         row = {"instruction": value} if isinstance(value, str) else value
-        prompts.append(_prompt_row(path, line, row, "text, or an object with instruction"))
+        prompts.append(_prompt_row(f"{path}:{line}", row, "text, or an object with instruction"))
     if not prompts:
         raise DataFault(f"{path}: no prompts")
     return prompts
 
 
-def _training_row(path: str | Path, line: int, value: object) -> Row:
-    row = _prompt_row(path, line, value)
-    output, history = _text(path, line, row, "output"), row.get("history", [])
+def _training_row(where: str, value: object) -> Row:
+    row = _prompt_row(where, value, "an object with instruction, input, output")
+    output, history = text_of(where, row, "output"), row.get("history", [])
     if not output.strip():
-        raise DataFault(f'{path}:{line}: "output" is empty')
+        raise DataFault(f'{where}: "output" is empty')
     if any(not text.strip() for turn in history for text in turn):
-        raise DataFault(f'{path}:{line}: a turn of "history" has an empty text')
+        raise DataFault(f'{where}: a turn of "history" has an empty text')
     return {"instruction": row["instruction"], "input": row.get("input", ""), "output": output, "history": history}
 
 
-def _prompt_row(
-    path: str | Path, line: int, value: object, wanted: str = "an object with instruction, input, output"
-) -> Row:
-    if not isinstance(value, dict):
-        raise DataFault(f"{path}:{line}: a row is {_kind(value)}, must be {wanted}")
-    row = dict(value)
-    if not _text(path, line, row, "instruction").strip():
-        raise DataFault(f'{path}:{line}: "instruction" is empty')
-    if row.get("input") is None:
-        row.pop("input", None)
-    else:
-        _text(path, line, row, "input")
-    if row.get("history") is None:
-        row.pop("history", None)
-    else:
-        row["history"] = list(_turns(path, line, row["history"]))
+def _prompt_row(where: str, value: object, form: str) -> Row:
+    row = dict(as_object(where, value, form))
+    for key in ("input", "history"):
+        if row.get(key) is None:
+            row.pop(key, None)
+    if not text_of(where, row, "instruction").strip():
+        raise DataFault(f'{where}: "instruction" is empty')
+    if "input" in row:
+        text_of(where, row, "input")
+    history = row.get("history", [])
+    if not isinstance(history, list):
+        raise DataFault(f'{where}: "history" is {kind_of(history)}, must be a list of [user, assistant]')
+    for turn in history:
+        if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)):
+            raise DataFault(f'{where}: a turn of "history" must be [user text, assistant text]')
     return row
 
 
-def _text(path: str | Path, line: int, row: Row, key: str) -> str:
+def as_object(where: str, value: object, form: str = "an object") -> Row:
+    """`value`, which must be an object. where: its file:line. Raises DataFault."""
+    if not isinstance(value, dict):
+        raise DataFault(f"{where}: a row is {kind_of(value)}, must be {form}")
+    return value
+
+
+def text_of(where: str, row: Row, key: str) -> str:
+    """The text under `key`, byte for byte. Raises DataFault (file:line, key) where it is missing or no text."""
     if key not in row:
         keys = ", ".join(map(repr, row)) or "no keys"
-        raise DataFault(f'{path}:{line}: "{key}" is missing (the row has {keys[:200]})')
+        raise DataFault(f'{where}: "{key}" is missing (the row has {keys[:200]})')
     if not isinstance(row[key], str):
-        raise DataFault(f'{path}:{line}: "{key}" is {_kind(row[key])}, must be text')
+        raise DataFault(f'{where}: "{key}" is {kind_of(row[key])}, must be text')
     return row[key]
-
-
-def _turns(path: str | Path, line: int, history: object) -> Iterator[list[str]]:
-    if not isinstance(history, list):
-        raise DataFault(f'{path}:{line}: "history" is {_kind(history)}, must be a list of [user, assistant]')
-    for turn in history:
-        if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)):
-            raise DataFault(f'{path}:{line}: a turn of "history" must be [user text, assistant text]')
-        yield turn
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

@@ -1,12 +1,13 @@
-"""A strict reader of JSON arrays and JSON Lines: every value with its line, every fault with file:line.
+r"""A strict reader of JSON arrays and JSON Lines: every value with its line, every fault with file:line.
 
 The public sets lie about their form (JSON Lines named .json, `}{` without a newline), so the first character
-decides, not the extension. Lines end at \\n only: U+2028 and U+0085 are text. Standard library only.
+decides, not the extension. Lines end at \n only: U+2028 and U+0085 are text. Standard library only.
 """
 
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +15,10 @@ from typing import BinaryIO
 from utils.errors import DataFault
 
 _SUSPECT = re.compile(r"\\u(?:d[89a-f]|0000)", re.IGNORECASE)
+_CHINESE = re.compile("[\u4e00-\u9fff]")
+_HALF = re.compile("[\ud800-\udfff]")
 _BLANKS = re.compile(r"[ \t\r\n]*")
+_BLANK_BYTES = b" \t\r\n"
 _BLOCK = 1 << 20  # bytes of an array read at a time
 _SEAM = 32  # characters at the end of what is read: whether they are wrong is known when more is read
 
@@ -27,14 +31,28 @@ def read_values(path: str | Path) -> Iterator[tuple[int, object]]:
     An array is held a few values at a time, JSON Lines a line at a time.
     """
     path = Path(path)
+    array = is_array(path)
+    with open(path, "rb") as file:
+        if array:
+            yield from _read_array(path, file)
+            return
+        for number, raw in enumerate(file, 1):
+            for value in line_values(path, number, raw):
+                yield number, value
+
+
+def is_array(path: Path) -> bool:
+    """Whether a file holds an array, and not JSON Lines. Raises DataFault where it is empty or in another form."""
     with open(path, "rb") as file:
         head = file.read(4096)
         refuse_other_forms(path, head)
-        first = head.removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-        if not first and path.stat().st_size <= len(head):
-            raise DataFault(f"{path}: the file is empty")
-        file.seek(0)
-        yield from _read_array(path, file) if first == b"[" else _read_lines(path, file)
+        text = head.removeprefix(codecs.BOM_UTF8).lstrip(_BLANK_BYTES)
+        while head and not text:
+            head = file.read(4096)
+            text = head.lstrip(_BLANK_BYTES)
+    if not text:
+        raise DataFault(f"{path}: the file is empty")
+    return text.startswith(b"[")
 
 
 def refuse_other_forms(path: Path, head: bytes) -> None:
@@ -58,19 +76,8 @@ def _encoding_hint(data: bytes) -> str:
     except UnicodeDecodeError:
         return ""
     # One bad byte among good ones leaves most of a text Chinese; of GBK read as UTF-8 a character may be, by chance.
-    if _chinese(text) < 2 or 4 * _chinese(data.decode("utf-8", "ignore")) > _chinese(text):
-        return ""
-    return ", looks like GBK: iconv -f GBK -t UTF-8"
-
-
-def _chinese(text: str) -> int:
-    return sum("\u4e00" <= character <= "\u9fff" for character in text)
-
-
-def _read_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, object]]:
-    for number, raw in enumerate(file, 1):
-        for value in line_values(path, number, raw):
-            yield number, value
+    as_gbk, as_utf8 = (len(_CHINESE.findall(one)) for one in (text, data.decode("utf-8", "ignore")))
+    return ", looks like GBK: iconv -f GBK -t UTF-8" if as_gbk >= max(2, 4 * as_utf8) else ""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -98,10 +105,9 @@ def line_values(path: Path, number: int, raw: bytes) -> Iterator[object]:
     while position < len(text):
         try:
             value, end = _DECODER.raw_decode(text, position)
-            fine = not _SUSPECT.search(text, position, end)
         except (ValueError, RecursionError):
-            fine = False
-        if not fine:  # the slower way, which says what is wrong and where
+            end = None
+        if end is None or _SUSPECT.search(text, position, end):  # the slower way, which says what is wrong and where
             line = _Window(path, text, number, position)
             value, end = line.value(), line.position
         yield value
@@ -111,19 +117,16 @@ def line_values(path: Path, number: int, raw: bytes) -> Iterator[object]:
 def _read_array(path: Path, file: BinaryIO) -> Iterator[tuple[int, object]]:
     window = _Window(path, "", 1, file=file)
     window.next_character()
-    window.skip()
-    mark = window.next_character()
+    mark = window.next_character(1)
     while mark != "]":
         yield window.line, window.value()
         mark = window.next_character()
-        if mark not in (",", "]"):
-            problem = "the file ends here" if not mark else "cut?"
-            raise window.fault(window.position, f'invalid JSON: expected "," or "]" ({problem})')
         if mark == ",":
-            window.skip()
-            window.next_character()
-    window.skip()
-    if window.next_character():
+            window.next_character(1)
+        elif mark != "]":
+            problem = "cut?" if mark else "the file ends here"
+            raise window.fault(window.position, f'invalid JSON: expected "," or "]" ({problem})')
+    if window.next_character(1):
         raise window.fault(window.position, "invalid JSON: text behind the end of the array")
 
 
@@ -139,13 +142,9 @@ class _Window:
         self._line_start = 0  # where the line begins in `text`; negative when that is forgotten
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
 
-    def skip(self) -> None:
-        """Go behind the character at `position`."""
-        self._go_to(self.position + 1)
-
-    def next_character(self) -> str:
-        """Go to the next character that is not blank and return it; "" at the end."""
-        self._go_to(_BLANKS.match(self.text, self.position).end())
+    def next_character(self, skipped: int = 0) -> str:
+        """Go behind so many characters to the next one that is not blank, and return it; "" at the end."""
+        self._go_to(_BLANKS.match(self.text, self.position + skipped).end())
         while self.position == len(self.text) and self.file is not None:
             self._read_on()
             self._go_to(_BLANKS.match(self.text, self.position).end())
@@ -200,31 +199,31 @@ class _Window:
 
 
 def _unwritable(value: object) -> str | None:
-    for text in _texts(value):
-        if "\0" in text:
+    """What is wrong with a text in the value, or None."""
+    waiting = [value]  # not by recursion: a value may be nested almost as deeply as Python's stack
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting += item
+        elif isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, str) and "\0" in item:
             return "a text holds NUL (\\u0000)"
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        elif isinstance(item, str) and _HALF.search(item):
             return "a text holds a lone surrogate (half a character)"
     return None
 
 
-def _texts(value: object) -> Iterator[str]:
-    waiting = [value]  # not by recursion: a value may be nested almost as deeply as Python's stack
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, list):
-            waiting += item
-        elif isinstance(item, dict):
-            waiting += [*item.keys(), *item.values()]
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words for a message."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise ValueError(f'the key "{twice[:80]}" stands twice in one object')
     return result
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from utils import adapters, checkpoint, fast, hooks, ranks, runtime, sharding
+from utils import adapters, checkpoint, fast, hooks, neftune, ranks, runtime, sharding
 from utils.batching import FILLER, StepOrder, collate, collate_packed, parts_of, tokens_of
 from utils.encode import IGNORED
 from utils.errors import EnvironmentFault, Interrupted, ModelFault
@@ -205,6 +205,13 @@ class StageTrainer(Trainer):
             adapters.set_lora_weights(self.model, self.best_weights, Path(BEST_WEIGHTS))
 
 
+def optimizer(flags: dict, device: torch.device) -> str:
+    """transformers' name of the optimizer: AdamW, and for a 4-bit base on a GPU its paged form, as in QLoRA: while a
+    long batch needs the card's memory, the driver moves the moments out of it (bitsandbytes: those of matrices of
+    100,000 numbers and more), instead of failing."""
+    return "paged_adamw_32bit" if device.type == "cuda" and flags["load_4bit"] else "adamw_torch_fused"
+
+
 def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int, device: torch.device) -> StageTrainer:
     """The stage's trainer. flags: finetune.py's, by name."""
     loggers = [
@@ -223,6 +230,7 @@ def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int
         per_device_eval_batch_size=flags["micro_batch_size"],
         gradient_accumulation_steps=flags["batch_size"] // flags["micro_batch_size"] // ranks.world_size(),
         num_train_epochs=flags["num_epochs"],
+        optim=optimizer(flags, device),
         learning_rate=flags["learning_rate"],
         warmup_steps=steps.warmup,
         bf16=bf16,
@@ -250,6 +258,7 @@ def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int
     sharding.shard(model, device)
     cadence, metrics = hooks.Cadence(steps.every, evaluates), hooks.Metrics(Path(flags["output_dir"]))
     head = fast.prepare(model, device) if flags["fast"] else None
+    neftune.add_noise(model, flags["neftune_noise_alpha"])
     packed = flags["fast"] and fast.can_pack(model)
     trainer = StageTrainer(
         model=model,

@@ -1,6 +1,7 @@
-"""Flags with a form of their own: stop texts, users with their passwords, systems with their answers, a free port."""
+"""Flags with a form of their own: shares, stop texts, users with passwords, systems with their answers, a free port."""
 
 import json
+import math
 import os
 import socket
 from pathlib import Path
@@ -8,6 +9,22 @@ from pathlib import Path
 from utils.errors import ArgumentFault, EnvironmentFault
 
 MOST_SYSTEMS = 10  # the judge's prompts count them in words
+
+
+def shares(data_mix: tuple[str, ...], files: int) -> list[float]:
+    """--data_mix as the numbers it is, one for each of `files`. Raises ArgumentFault."""
+    given = ",".join(data_mix)
+    try:
+        numbers = [float(share) for share in data_mix]
+    except ValueError:
+        numbers = [0.0]
+    if data_mix and len(data_mix) != files:
+        raise ArgumentFault(f"--data_mix: {given} has {len(data_mix)} shares for {files} files of --data_path")
+    if not all(0 < number <= 1 for number in numbers):
+        raise ArgumentFault(f"--data_mix: {given} must be shares above 0 such as 0.7,0.3")
+    if data_mix and not math.isclose(sum(numbers), 1, abs_tol=1e-6):
+        raise ArgumentFault(f"--data_mix: {given} sums to {sum(numbers):g}, must sum to 1")
+    return numbers
 
 
 def stop_texts(text: str) -> tuple[str, ...]:

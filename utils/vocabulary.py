@@ -12,7 +12,8 @@ from utils.files import write_json
 from utils.weights import read_object
 
 VOCABULARIES = ("tokenizer.model", "tokenizer.json", "vocab.json")
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "merges.txt")
+ADDED = "added_tokens.json"
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", ADDED, "chat_template.jinja", "merges.txt")
 EARLY = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  # LLaMA's ids 0, 1 and 2
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -51,15 +52,18 @@ def tokenizer_size(folder: Path) -> int:
 def _size(folder: Path, name: str) -> int:
     """Special tokens that only the configuration names get the next free ids, as transformers gives them."""
     ids = _pieces(folder / name)
-    if (folder / "added_tokens.json").is_file():
-        ids |= read_object(folder / "added_tokens.json")
-    named = []
+    if (folder / ADDED).is_file():
+        ids |= _pieces(folder / ADDED)
+    named: list[str] = []
     for beside in ("tokenizer_config.json", "special_tokens_map.json"):
         settings = read_object(folder / beside) if (folder / beside).is_file() else {}
-        added = settings.get("added_tokens_decoder") or {}
-        ids |= {token["content"]: int(number) for number, token in added.items()}
-        named += _special_tokens(settings)
-    return max(ids.values()) + 1 + len(set(named) - ids.keys())
+        try:
+            added = settings.get("added_tokens_decoder") or {}
+            ids |= {token["content"]: int(number) for number, token in added.items()}
+            named += _special_tokens(settings)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ModelFault(f"{folder / beside} cannot be read: its tokens are not what they must be") from None
+    return max(ids.values(), default=-1) + 1 + len(set(named) - ids.keys())
 
 
 def _pieces(path: Path) -> dict[str, int]:
@@ -72,14 +76,15 @@ def _pieces(path: Path) -> dict[str, int]:
             raise ModelFault(f"{path} cannot be read: {(str(error).splitlines() or ['broken'])[0]}") from None
         return {model.id_to_piece(number): number for number in range(model.get_piece_size())}
     content = read_object(path)
-    if path.name == "vocab.json":
-        return content
     try:
-        pieces = content["model"]["vocab"]
+        is_whole = path.name == "tokenizer.json"
+        pieces = content["model"]["vocab"] if is_whole else content
+        added = (content.get("added_tokens") or []) if is_whole else []
         if isinstance(pieces, list):  # a Unigram model: [piece, score] in the order of their ids
             pieces = {piece: number for number, (piece, _) in enumerate(pieces)}
-        return pieces | {token["content"]: token["id"] for token in content.get("added_tokens") or []}
-    except (KeyError, TypeError, ValueError):
+        pieces = {piece: int(number) for piece, number in pieces.items()}
+        return pieces | {token["content"]: int(token["id"]) for token in added}
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise ModelFault(f"{path} cannot be read: no vocabulary in it") from None
 
 
@@ -136,14 +141,12 @@ def _disagreement(chosen: Path, entries: int, rows: int, base_rows: int | None, 
     if rows == base_rows and own not in (None, entries):
         sizes += f" and the base model's tokenizer {own} entries"
     if abs(rows - entries) == 1:
-        return (
-            f"{sizes}: probably weights of one model beside the tokenizer of another, as Chinese-LLaMA (49953) and "
-            "Chinese-Alpaca (49954, with [PAD]), which do not mix"
-        )
-    if rows != base_rows:
-        return f"{sizes}: probably not the tokenizer that the adapter was trained with (is it in the adapter's folder?)"
-    if entries > rows:
-        return (
-            f"{sizes}: probably an adapter saved without its embed_tokens and lm_head, or the tokenizer of a larger one"
-        )
-    return f"{sizes}: probably the tokenizer of another model"
+        models = "Chinese-LLaMA (49953) and Chinese-Alpaca (49954, with [PAD]), which do not mix"
+        why = f"weights of one model beside the tokenizer of another, as {models}"
+    elif rows != base_rows:
+        why = "not the tokenizer that the adapter was trained with (is it in the adapter's folder?)"
+    elif entries > rows:
+        why = "an adapter saved without its embed_tokens and lm_head, or the tokenizer of a larger one"
+    else:
+        why = "the tokenizer of another model"
+    return f"{sizes}: probably {why}"

@@ -5,14 +5,15 @@ file is ever executed.
 """
 
 import json
-import os
 import struct
 import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -84,28 +85,28 @@ def _load_bin(path: Path) -> Weights:
         return torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
-def shard_files(folder: Path) -> list[Path]:
-    """The files that hold a base's weights, safetensors before .bin. Raises ModelFault naming a missing shard."""
+def _shards(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files that hold a base's weights, safetensors before .bin, and its index {tensor: file} where it has one."""
     for stem, suffix in BASE_FILES:
+        index, places = folder / f"{stem}{suffix}.index.json", {}
+        found = sorted(path.name for path in folder.glob(f"{stem}-*-of-*{suffix}"))
         if (folder / f"{stem}{suffix}").is_file():
-            return [folder / f"{stem}{suffix}"]
-        found = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
-        index = folder / f"{stem}{suffix}.index.json"
-        if index.is_file():
-            names = sorted(set(read_index(index).values()))
+            names = [f"{stem}{suffix}"]
+        elif index.is_file():
+            places = _read_index(index)
+            names = sorted(set(places.values()))
         elif found:
-            count = int(found[0].stem.rpartition("-")[2])
+            count = int(found[0].removesuffix(suffix).rpartition("-")[2])
             names = [f"{stem}-{number:05d}-of-{count:05d}{suffix}" for number in range(1, count + 1)]
         else:
             continue
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ModelFault(f"{folder}: the shard {missing[0]} is missing ({len(names)} in all)")
-        return [folder / name for name in names]
+        return [folder / name for name in names], places
     raise ModelFault(f"{folder}: no weights here (model*.safetensors or pytorch_model*.bin)")
 
 
-def read_index(path: Path) -> dict[str, str]:
-    """{tensor name: file name} of a sharded model. Raises ModelFault."""
+def _read_index(path: Path) -> dict[str, str]:
     places = read_object(path).get("weight_map")
     if not isinstance(places, dict) or not places or any(Path(str(name)).name != name for name in places.values()):
         raise ModelFault(f"{path}: no weight_map of file names beside it")
@@ -113,8 +114,8 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def read_base(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, mapped tensor) of every weight of a base, shard by shard. Raises ModelFault."""
-    for path in shard_files(folder):
+    """Yield (name, mapped tensor) of every weight of a base, shard by shard. Raises ModelFault naming a bad shard."""
+    for path in _shards(folder)[0]:
         for name, tensor in read_weights(path).items():
             yield name, tensor.detach()
 
@@ -125,10 +126,7 @@ def layout(folder: Path) -> Weights:
     Opens every shard. Raises ModelFault naming the shard that is missing, cut, or lacks a tensor of the index.
     """
     found = {name: torch.empty_like(tensor, device="meta") for name, tensor in read_base(folder)}
-    files = shard_files(folder)
-    stem = next(stem for stem, suffix in BASE_FILES if suffix == files[0].suffix)
-    index = folder / f"{stem}{files[0].suffix}.index.json"
-    places = read_index(index) if files[0].stem != stem and index.is_file() else {}
+    places = _shards(folder)[1]
     if missing := [name for name in places if name not in found]:
         raise ModelFault(f"{folder}: {missing[0]} is not in {places[missing[0]]}, where the index has it")
     return found
@@ -143,50 +141,42 @@ class ShardWriter:
 
     def __init__(self, folder: Path, layout: Weights):
         self.folder = folder
-        shards: list[Weights] = [{}]
-        size = 0
-        for name, tensor in layout.items():
-            if shards[-1] and size + tensor.nbytes > SHARD_BYTES:
-                shards.append({})
-                size = 0
-            shards[-1][name] = tensor
-            size += tensor.nbytes
-        count = len(shards)
-        self.names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-        self.names = self.names if count > 1 else ["model.safetensors"]
-        self.total = sum(tensor.nbytes for tensor in layout.values())
-        self.places: dict[str, tuple[str, int]] = {}
-        for name, shard in zip(self.names, shards, strict=True):
-            self._begin(name, shard)
+        self.places: dict[str, tuple[Path, int]] = {}
+        self.split = split_state_dict_into_shards_factory(
+            layout,
+            get_storage_size=lambda tensor: tensor.nbytes,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=SHARD_BYTES,
+        )
+        for file_name, names in self.split.filename_to_tensors.items():
+            self._begin(file_name, {name: layout[name] for name in names})
 
     def _begin(self, file_name: str, shard: Weights) -> None:
-        ordered = sorted(shard.items(), key=lambda item: (-item[1].itemsize, item[0]))
         header: dict = {"__metadata__": {"format": "pt"}}
         end = 0
-        for name, tensor in ordered:
+        for name, tensor in sorted(shard.items(), key=lambda item: (-item[1].itemsize, item[0])):
             start, end = end, end + tensor.nbytes
             header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         text = json.dumps(header, ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         (self.folder / file_name).write_bytes(struct.pack("<Q", len(text)) + text)
         for name in shard:
-            self.places[name] = file_name, 8 + len(text) + header[name]["data_offsets"][0]
+            self.places[name] = self.folder / file_name, 8 + len(text) + header[name]["data_offsets"][0]
 
     def write(self, name: str, tensor: torch.Tensor) -> tuple[Path, int]:
         """Write one tensor into its place; returns that place: file, offset in bytes."""
-        file_name, offset = self.places[name]
-        with open(self.folder / file_name, "r+b", buffering=0) as file:
+        path, offset = self.places[name]
+        with open(path, "r+b", buffering=0) as file:
             file.seek(offset)
             data = memoryview(as_bytes(tensor).numpy())
             while data:
                 data = data[file.write(data[:CHUNK]) :]
-        return self.folder / file_name, offset
+        return path, offset
 
     def close(self) -> None:
         """Write the index, where there is more than one shard."""
-        if len(self.names) > 1:
-            places = {name: file_name for name, (file_name, _) in self.places.items()}
-            index = {"metadata": {"total_size": self.total}, "weight_map": places}
+        if self.split.is_sharded:
+            index = {"metadata": self.split.metadata, "weight_map": self.split.tensor_to_filename}
             write_json(self.folder / "model.safetensors.index.json", index)
 
 
@@ -195,39 +185,10 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two uint8 tensors of one length are equal; eight bytes at a time where they lie for it."""
-    whole = len(one) // 8 * 8
-    if (one.storage_offset() | other.storage_offset()) % 8:
-        return torch.equal(one, other)
-    words = torch.equal(one[:whole].view(torch.int64), other[:whole].view(torch.int64))
-    return words and torch.equal(one[whole:], other[whole:])
-
-
-class Scratch:
-    """Two pieces of memory used in turns: fresh memory for each tensor would cost more than its arithmetic.
-
-    While one tensor is proven the next one is computed, so a piece is free again when it is asked for."""
-
-    def __init__(self):
-        self.pieces = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
-
-    def like(self, empty: torch.Tensor) -> torch.Tensor:
-        """Room of the shape and dtype of `empty` (which may be on the meta device)."""
-        self.pieces.reverse()
-        if len(self.pieces[0]) < empty.nbytes:
-            self.pieces[0] = torch.empty(empty.nbytes, dtype=torch.uint8)
-        return self.pieces[0][: empty.nbytes].view(empty.dtype).reshape(empty.shape)
-
-
-def read_back(path: Path, offset: int, size: int) -> Iterator[torch.Tensor]:
+def read_back(path: Path, offset: int, size: int) -> Iterator[numpy.ndarray]:
     """What lies on the disk from `offset` on, uint8, piece by piece: each is valid until the next is asked for."""
-    buffer = torch.empty(CHUNK, dtype=torch.uint8)
-    handle = os.open(path, os.O_RDONLY)
-    try:
+    buffer = numpy.empty(CHUNK, numpy.uint8)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
         for start in range(0, size, CHUNK):
-            piece = buffer[: min(CHUNK, size - start)]
-            os.preadv(handle, [piece.numpy()], offset + start)
-            yield piece
-    finally:
-        os.close(handle)
+            yield buffer[: file.readinto(buffer[: size - start])]

@@ -6,34 +6,34 @@ The name of a raw file decides how it is read, so the files must keep their publ
 """
 
 import ast
+import gzip
 import re
 import sys
+import tarfile
 import warnings
+import zlib
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.archives import read_members
 from data.converting import (
-    Dropped,
-    Row,
+    Piece,
+    Raw,
     Shortened,
+    as_object,
     convert,
     dialogue,
     fill_rows,
     find_sources,
-    kind_of,
     read_objects,
     row_or_drop,
     texts,
 )
 from utils import cli
 from utils.errors import ArgumentFault, DataFault
-from utils.strict_json import line_values
-
-Piece = Row | Dropped | Shortened
+from utils.strict_json import line_values, refuse_other_forms
 
 
 def main(input: str = "", output_dir: str = "") -> None:
@@ -117,14 +117,12 @@ def _unpacked(text: str) -> str:
 
 def _chat(file: str, where: str, raw: dict) -> Iterator[Piece]:
     """round_0, round_1, … each with a response that is the text of a JSON object: Q is asked, A is answered."""
-    rounds = sorted((key for key in raw if re.fullmatch(r"round_\d{1,9}", key)), key=lambda key: int(key[6:]))
-    turns: list[tuple[str, str]] = []
-    end = ""
-    first = int(rounds[0][6:]) if rounds else 0
-    for number, key in enumerate(rounds, first):
+    rounds = sorted((int(key[6:]), key) for key in raw if re.fullmatch(r"round_\d{1,9}", key))
+    turns, end = [], ""
+    for due, (number, key) in enumerate(rounds, rounds[0][0] if rounds else 0):
         try:
-            if int(key[6:]) != number:
-                raise DataFault(f"round_{number} is missing")
+            if number != due:
+                raise DataFault(f"round_{due} is missing")
             turns.append(_turn(key, raw[key]))
         except DataFault as fault:
             end = str(fault)
@@ -133,14 +131,61 @@ def _chat(file: str, where: str, raw: dict) -> Iterator[Piece]:
 
 
 def _turn(key: str, round: object) -> tuple[str, str]:
-    if not isinstance(round, dict):
-        raise DataFault(f"{key}: is {kind_of(round)}, must be an object")
-    (response,) = texts(key, round, "response")
-    values = list(line_values(Path(key), 1, response.encode()))
-    if len(values) != 1 or not isinstance(values[0], dict):
-        raise DataFault(f'{key}: "response" is not the text of one JSON object')
-    question, answer = texts(key, values[0], "Q", "A")
+    (response,) = texts(key, as_object(key, round), "response")
+    question, answer = texts(key, _only_object(key, response.encode()), "Q", "A")
     return question, answer
+
+
+def _read_members(source: Path) -> Iterator[Raw]:
+    """Each member, which must be one JSON object. Hidden files, which some systems add, are skipped.
+
+    Raises DataFault for an archive that is cut or none at all, one without members, and a member that is a link, is
+    no file, or whose path leads out of the archive: such an archive is not the published one.
+    """
+    with open(source, "rb") as file:
+        refuse_other_forms(source, file.read(4096))
+    empty = True
+    try:
+        with gzip.open(source) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in archive:
+                where = f"{source}:{member.name}"
+                if member.isdir() or not _is_chat(member, where):
+                    continue
+                empty = False
+                yield Raw(where, {"member": member.name}, _only_object(where, archive.extractfile(member).read()))
+            _check_end(source, archive, stream)
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's own, e.g. no permission
+            raise
+        raise DataFault(f"{source}: not a whole .tar.gz archive: {error}") from None
+    if empty:
+        raise DataFault(f"{source}: the archive holds no .json file")
+
+
+def _check_end(source: Path, archive: tarfile.TarFile, stream: gzip.GzipFile) -> None:
+    """Raises DataFault where the archive stops before its end. tarfile takes a cut or damaged header for the end."""
+    stream.seek(archive.offset)
+    rest = iter(lambda: stream.read(1 << 20), b"")  # to the end, where gzip's checksum stands
+    blocks = [bool(block.strip(b"\0")) for block in rest]
+    if any(blocks) or not blocks:
+        raise DataFault(f"{source}: not a whole .tar.gz archive: cut or damaged at byte {archive.offset} of the .tar")
+
+
+def _is_chat(member: tarfile.TarInfo, where: str) -> bool:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\\" in member.name:
+        raise DataFault(f"{where}: the path leads out of the archive")
+    if not member.isfile():
+        raise DataFault(f"{where}: a link or a device, must be a file")
+    return path.suffix == ".json" and not path.name.startswith(".")
+
+
+def _only_object(where: str, data: bytes) -> dict:
+    """The one JSON object that `data` holds; where: what to call it in a message. Raises DataFault."""
+    values = list(line_values(Path(where), 1, data))
+    if len(values) != 1:
+        raise DataFault(f"{where}: {len(values)} JSON values, must be one object")
+    return as_object(where, values[0])
 
 
 PARTS = {
@@ -149,7 +194,7 @@ PARTS = {
     "exam_instructions.jsonl": ("coig-exam.json", read_objects, _exam),
     "translated_instructions.jsonl": ("coig-translate.json", read_objects, _translated),
     "leetcode_instructions.jsonl": ("coig-leetcode.json", read_objects, _leetcode),
-    "counterfactural_correction_multi_round_chat.tar.gz": ("coig-chat.json", read_members, _chat),
+    "counterfactural_correction_multi_round_chat.tar.gz": ("coig-chat.json", _read_members, _chat),
 }
 
 if __name__ == "__main__":

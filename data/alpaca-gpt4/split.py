@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.converting import Dropped, Row, convert, fill_rows, find_sources, read_objects, row_or_drop, texts
+from data.converting import Piece, convert, fill_rows, find_sources, read_objects, row_or_drop, texts
 from utils import cli
 
 RAW = ("alpaca_gpt4_data.json",)
@@ -29,7 +29,7 @@ def main(input: str = "", output_dir: str = "") -> None:
     convert("alpaca-gpt4", [source], output_dir, (FILE,), partial(fill_rows, read_objects(source), _pieces))
 
 
-def _pieces(where: str, raw: dict) -> Iterator[Row | Dropped]:
+def _pieces(where: str, raw: dict) -> Iterator[Piece]:
     instruction, input, output = texts(where, raw, "instruction", "input", "output", or_null="input")
     yield row_or_drop(FILE, instruction, "" if input in _NO_INPUT else input, output)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.converting import Dropped, Row, Shortened, convert, dialogue, fill_rows, find_sources, read_objects, texts
+from data.converting import Piece, convert, dialogue, fill_rows, find_sources, read_objects, texts
 from utils import cli
 from utils.errors import ArgumentFault, DataFault
 
@@ -34,12 +34,11 @@ def main(input: str = "", output_dir: str = "") -> None:
             raise ArgumentFault(f"--input {input}: the file must be named <topic>_chat_data.json")
     for source in sources:
         file = f"baize-{source.name.removesuffix('_chat_data.json')}.json"
-        convert(
-            "baize", [source], output_dir, (file,), partial(fill_rows, read_objects(source), partial(_pieces, file))
-        )
+        fill = partial(fill_rows, read_objects(source), partial(_pieces, file))
+        convert("baize", [source], output_dir, (file,), fill)
 
 
-def _pieces(file: str, where: str, raw: dict) -> Iterator[Row | Dropped | Shortened]:
+def _pieces(file: str, where: str, raw: dict) -> Iterator[Piece]:
     (text,) = texts(where, raw, "input")
     sides = _sides(where, text)
     end = ""

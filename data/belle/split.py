@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.converting import Dropped, Row, convert, fill_rows, find_sources, read_objects, row_or_drop, texts
+from data.converting import Piece, convert, fill_rows, find_sources, read_objects, row_or_drop, texts
 from utils import cli
 
 RAW = ("Belle_open_source_0.5M.json",)
@@ -28,7 +28,7 @@ def main(input: str = "", output_dir: str = "") -> None:
     convert("belle", [source], output_dir, (FILE,), partial(fill_rows, read_objects(source), _pieces))
 
 
-def _pieces(where: str, raw: dict) -> Iterator[Row | Dropped]:
+def _pieces(where: str, raw: dict) -> Iterator[Piece]:
     if "target" in raw and "instruction" not in raw:
         instruction, output = texts(where, raw, "input", "target")
         yield row_or_drop(FILE, instruction, "", output)

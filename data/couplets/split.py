@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.converting import Dropped, Raw, Row, convert, fill_rows, find_sources, row_or_drop
+from data.converting import Piece, Raw, Row, convert, fill_rows, find_sources, row_or_drop
 from utils import cli
 from utils.errors import ArgumentFault, DataFault
 from utils.strict_json import read_lines
@@ -71,7 +71,7 @@ def _lines(path: Path) -> Iterator[str]:
             blank.append(line)
 
 
-def _pieces(where: str, raw: dict) -> Iterator[Row | Dropped]:
+def _pieces(where: str, raw: dict) -> Iterator[Piece]:
     first, second = (line.replace(" ", "") for line in raw["lines"])
     row = row_or_drop(raw["half"], first, "", second)
     yield row

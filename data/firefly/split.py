@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.arrays import Array
 from data.converting import (
+    Array,
     Dropped,
     Row,
     Tally,
@@ -35,10 +35,10 @@ from data.converting import (
     row_or_drop,
     texts,
 )
-from data.parts import Part, cut_at_lines, line_at, over_parts, read_blocks
+from data.parts import Part, cut_at_lines, over_parts, read_blocks
 from utils import cli
 from utils.errors import DataFault
-from utils.strict_json import line_values
+from utils.strict_json import is_array, line_values
 
 RAW = ("firefly-train-1.1M.jsonl",)
 FILES = tuple(f"firefly-train-{index}.json" for index in range(5))
@@ -54,10 +54,7 @@ def main(input: str = "", output_dir: str = "") -> None:
 
 
 def _fill(source: Path, arrays: dict[str, Array]) -> Tally:
-    next(read_objects(source))  # refuses an empty file, another encoding, a Git LFS pointer
-    with open(source, "rb") as file:
-        is_array = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    return _fill_from_array(source, arrays) if is_array else _fill_from_lines(source, arrays)
+    return (_fill_from_array if is_array(source) else _fill_from_lines)(source, arrays)
 
 
 def _places(size: int, placed: int = 0) -> Iterator[str]:
@@ -96,13 +93,13 @@ def _texts(where: str, value: object) -> list[str]:
 
 
 def _fill_from_lines(source: Path, arrays: dict[str, Array]) -> Tally:
-    digest, counts, dropped = hashlib.sha256(), {}, []
+    digest, counts, dropped = hashlib.sha256(), dict[Part, Counter](), list[dict]()
     size = source.stat().st_size
     with tqdm(desc=source.name, total=2 * size, unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for part, count in over_parts(partial(_count, source), cut_at_lines(source, digest.update), size):
             counts[part] = count
             bar.update(part.length)
-        sizes = sum(counts.values(), Counter())
+        sizes: Counter[str] = sum(counts.values(), Counter())
         for part, pieces, left in over_parts(partial(_cut, source, sizes), _with_placed(counts), size):
             for name, (rows, lines) in pieces.items():
                 arrays[name].add_lines(lines, rows)
@@ -122,14 +119,12 @@ def _with_placed(counts: dict[Part, Counter]) -> Iterator[tuple[Part, dict[str, 
 def _count(source: Path, part: Part) -> tuple[Part, Counter[str]]:
     """The part and its rows a kind. Whether all else is right is found when they are cut."""
     counts: Counter[str] = Counter()
-    done = 0
-    for data in read_blocks(source, part):
-        try:
+    try:
+        for data in read_blocks(source, part):
             counts.update([row.kind for row in _KINDS(data)])
-        except _REFUSED:
-            values = _strict_rows(source, line_at(source, part, done), data)
-            counts.update(_texts(where, value)[0] for where, value in values)
-        done += len(data)
+    except _REFUSED:
+        lines = b"".join(read_blocks(source, part))
+        return part, Counter(kind for _, kind, *_ in _strict_rows(source, part.line, lines))
     return part, counts
 
 
@@ -137,44 +132,48 @@ def _cut(source: Path, sizes: Counter, task: tuple[Part, dict]) -> tuple[Part, d
     """The part, its rows for each output file, {name: (how many, their lines)}, and what was dropped."""
     part, placed = task
     places = {kind: _places(sizes[kind], count) for kind, count in placed.items()}
-    pieces, dropped = {name: [] for name in FILES}, []
-    for line, kinds, rows in _read(source, part):
+    pieces: dict[str, list[bytes]] = {name: [] for name in FILES}
+    dropped: list[dict] = []
+    for kinds, rows in _read(source, part):
         for name, row in zip(_next(places, kinds, source), rows):
-            if isinstance(row, Dropped):
-                dropped.append({"line": line, "reason": row.reason})
-            else:
-                pieces[name].append(row)
+            (dropped if isinstance(row, dict) else pieces[name]).append(row)
     return part, {name: (len(rows), b",\n".join(rows)) for name, rows in pieces.items() if rows}, dropped
 
 
-def _read(source: Path, part: Part) -> Iterator[tuple[int, list[str], list[bytes | Dropped]]]:
-    """(line, kinds, output rows) of a part. What the quick way leaves open is for the strict reader to say."""
+def _read(source: Path, part: Part) -> Iterator[tuple[list[str], list[bytes | dict]]]:
+    """(kinds, output rows) of a part; in place of a row that is dropped, its entry in the report.
+
+    What the quick way leaves open is for the strict reader to say.
+    """
     number = part.line
     for data in read_blocks(source, part):
         if found := _quick(data):
-            yield number, *found
+            yield found
             number += len(found[0])
             continue
         lines = data.split(b"\n")
-        for at, line in enumerate(lines, number):
-            yield at, *(_quick(line) or _strict(source, at, line))
+        for place, line in enumerate(lines, number):
+            yield _quick(line) or _strict(source, place, line)
         number += len(lines) - 1
 
 
-def _strict(source: Path, number: int, line: bytes) -> tuple[list[str], list[bytes | Dropped]]:
+def _strict(source: Path, number: int, line: bytes) -> tuple[list[str], list[bytes | dict]]:
     kinds, rows = [], []
-    for where, value in _strict_rows(source, number, line):
-        kind, instruction, output = _texts(where, value)
+    for _, kind, instruction, output in _strict_rows(source, number, line):
         row = row_or_drop("", instruction, "", output)
         kinds.append(kind)
-        rows.append(row if isinstance(row, Dropped) else _row(_TO_JSON(instruction), _TO_JSON(output)))
+        if isinstance(row, Dropped):
+            rows.append({"line": number, "reason": row.reason})
+        else:
+            rows.append(_row(_TO_JSON(instruction), _TO_JSON(output)))
     return kinds, rows
 
 
-def _strict_rows(source: Path, first_line: int, data: bytes) -> Iterator[tuple[str, object]]:
+def _strict_rows(source: Path, first_line: int, data: bytes) -> Iterator[tuple[int, str, str, str]]:
+    """(line, kind, instruction, output) of the rows on these lines."""
     for number, line in enumerate(data.split(b"\n"), first_line):
         for value in line_values(source, number, line):
-            yield f"{source}:{number}", value
+            yield number, *_texts(f"{source}:{number}", value)
 
 
 class _Kind(msgspec.Struct, gc=False):

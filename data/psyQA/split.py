@@ -16,9 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.converting import Dropped, Row, Shortened, convert, fill_rows, find_sources, kind_of, read_objects, texts
+from data.converting import Dropped, Piece, Row, Shortened, convert, fill_rows, find_sources, read_objects, texts
 from utils import cli
 from utils.errors import DataFault
+from utils.strict_json import kind_of
 
 RAW = ("PsyQA_full.json",)
 FILES = tuple(f"psyqa-{index}.json" for index in range(6))
@@ -33,7 +34,7 @@ def main(input: str = "", output_dir: str = "") -> None:
     convert("psyQA", [source], output_dir, FILES, partial(fill_rows, read_objects(source), _pieces))
 
 
-def _pieces(where: str, raw: dict) -> Iterator[Row | Dropped | Shortened]:
+def _pieces(where: str, raw: dict) -> Iterator[Piece]:
     question, description = texts(where, raw, "question", "description", or_null="description")
     answers = _answers(where, raw)
     if not question.strip() or not any(answer.strip() for answer in answers):
@@ -43,18 +44,14 @@ def _pieces(where: str, raw: dict) -> Iterator[Row | Dropped | Shortened]:
     prompts = ((question, ""), (f"{question} {description}", ""), (question, description))
     for number, answer in enumerate(answers, 1):
         if not answer.strip():
-            yield Shortened(_empty_answer(number, len(answers)))
+            # "First answer only" means the first as published: where it is empty, no other takes its place.
+            consequence = ": the question is not in psyqa-1, -3, -5" if number == 1 else ""
+            yield Shortened(f"answer {number} of {len(answers)} is empty{consequence}")
             continue
         for index, prompt in enumerate(prompts):
             yield Row(FILES[2 * index], *prompt, answer)
             if number == 1:
                 yield Row(FILES[2 * index + 1], *prompt, answer)
-
-
-def _empty_answer(number: int, count: int) -> str:
-    # "First answer only" means the first as published: where it is empty, no other takes its place.
-    consequence = ": the question is not in psyqa-1, -3, -5" if number == 1 else ""
-    return f"answer {number} of {count} is empty{consequence}"
 
 
 def _answers(where: str, raw: dict) -> list[str]:
