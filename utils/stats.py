@@ -6,9 +6,11 @@ n = 10 would hold the mean only about 91 times in 100. Standard library only.
 
 import math
 import random
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cache
 from itertools import combinations
+from operator import sub
 from statistics import correlation, fmean, stdev
 
 BOOTSTRAP_FROM = 40
@@ -91,11 +93,17 @@ def groups(columns: dict[str, Sequence[float | None]]) -> list[list[str]]:
 
 def differ(first: Sequence[float | None], second: Sequence[float | None], error: float = 0.05) -> bool:
     """Whether two systems' scores on the same prompts have different means."""
-    pairs = [a - b for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    if len(pairs) < LEAST_PAIRS:
+    differences = list(map(sub, *both_known(first, second)))
+    if len(differences) < LEAST_PAIRS:
         return False
-    _, low, high = mean_interval(pairs, error)
+    _, low, high = mean_interval(differences, error)
     return not low <= 0 <= high
+
+
+def both_known(first: Sequence[float | None], second: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    """The two without the places where either has None."""
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -108,9 +116,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
 
 def _ranks(values: Sequence[float]) -> list[float]:
     order = sorted(values)
-    first = {value: place for place, value in reversed(list(enumerate(order)))}
-    count = {value: order.count(value) for value in first}
-    return [first[value] + (count[value] - 1) / 2 for value in values]
+    return [(bisect_left(order, value) + bisect_right(order, value)) / 2 for value in values]
 
 
 def weighted_kappa(first: Sequence[float], second: Sequence[float]) -> float | None:
