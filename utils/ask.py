@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import openai
-from openai.types.chat import ChatCompletion
 from tqdm import tqdm
 
 from utils import record, verdicts
@@ -118,7 +117,7 @@ async def _judge(run: _Run, call: Call) -> str:
         marker = new_marker(call)
         text = prompt(call, marker)
         try:
-            completion = await _send(run, call, text, temperature)
+            told = await _send(run, call, text, temperature)
         except _GivenUp as error:
             return str(error)
         line = {
@@ -130,7 +129,7 @@ async def _judge(run: _Run, call: Call) -> str:
             "marker": marker,
             "prompt_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "base_url": run.endpoint.base_url,
-            **_told(completion),
+            **told,
         }
         verdict = verdicts.parse(line, call)
         problem = verdict.problem
@@ -142,24 +141,13 @@ async def _judge(run: _Run, call: Call) -> str:
     return problem
 
 
-def _told(completion: ChatCompletion) -> dict:
-    choice, usage = completion.choices[0], completion.usage
-    return {
-        "model": completion.model,
-        "date": record.now(),
-        "finish_reason": choice.finish_reason,
-        "tokens": {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens} if usage else None,
-        "reply": _safe(choice.message.content or ""),
-    }
-
-
 def _tokens(line: dict) -> int:
     return sum((line.get("tokens") or {}).values())
 
 
-async def _send(run: _Run, call: Call, text: str, temperature: float) -> ChatCompletion:
-    """One reply, after as many tries as it takes up to TRIES. Raises _GivenUp, or EnvironmentFault where no further
-    call can fare better."""
+async def _send(run: _Run, call: Call, text: str, temperature: float) -> dict:
+    """What _once returns, after as many tries as it takes up to TRIES. Raises _GivenUp, or EnvironmentFault where no
+    further call can fare better."""
     reason, refused = "", False
     for attempt in range(TRIES):
         if attempt:
@@ -167,9 +155,9 @@ async def _send(run: _Run, call: Call, text: str, temperature: float) -> ChatCom
         while (rest := run.not_before - time.monotonic()) > 0:
             await asyncio.sleep(rest)
         try:
-            completion = await _once(run, text, temperature)
+            told = await _once(run, text, temperature)
             run.lost.clear()
-            return completion
+            return told
         except openai.APIStatusError as error:
             reason = _reason(error)
             _end_where_hopeless(error, reason)
@@ -190,18 +178,31 @@ async def _send(run: _Run, call: Call, text: str, temperature: float) -> ChatCom
     raise _GivenUp(reason)
 
 
-async def _once(run: _Run, text: str, temperature: float) -> ChatCompletion:
-    """One HTTP call. Raises openai.APIError, TimeoutError, or ValueError for a body that is no chat completion."""
+async def _once(run: _Run, text: str, temperature: float) -> dict:
+    """One HTTP call: model, date, finish_reason, tokens and reply, as they stand in a line of the journal.
+
+    Raises openai.APIError, TimeoutError, or ValueError for a body that is no chat completion.
+    """
     warmth = {"temperature": temperature} if temperature >= 0 else {}
     async with asyncio.timeout(run.endpoint.timeout):
         completion = await run.client.chat.completions.create(
             model=run.endpoint.model, messages=[{"role": "user", "content": text}], timeout=None, **warmth
         )
-    if not isinstance(completion, ChatCompletion) or not completion.choices or not completion.choices[0].message:
-        raise ValueError("a body that is no chat completion")
-    if not isinstance(completion.choices[0].message.content, str | None):
+    try:  # the client checks nothing of what servers leave out
+        body = completion.to_dict(warnings=False)
+        choice, usage = body["choices"][0], body.get("usage") or {}
+        reply = choice["message"].get("content") or ""
+    except (AttributeError, KeyError, IndexError, TypeError):
+        raise ValueError("a body that is no chat completion") from None
+    if not isinstance(reply, str):
         raise ValueError("a reply that is no text")
-    return completion
+    return {
+        "model": body.get("model"),
+        "date": record.now(),
+        "finish_reason": choice.get("finish_reason"),
+        "tokens": {kind: usage.get(f"{kind}_tokens") or 0 for kind in ("prompt", "completion")},
+        "reply": _safe(reply),
+    }
 
 
 def _end_where_hopeless(error: openai.APIStatusError, reason: str) -> None:

@@ -101,7 +101,8 @@ def parse(reply: str, systems: int, answers: Sequence[str] = (), finish_reason: 
     for mention in mentions:
         if mention in own and not 1 <= mention.label <= systems:
             return Parsed(None, f"System{mention.label} of {systems}")
-    scores, revised = [], []
+    scores: list[float] = []
+    revised: list[int] = []
     for label in range(1, systems + 1):
         given = [mention for mention in mentions if mention.label == label]
         given = [mention for mention in given if not mention.weak] or given
@@ -109,9 +110,10 @@ def parse(reply: str, systems: int, answers: Sequence[str] = (), finish_reason: 
             given = [mention for mention in given if mention in own]
             if not given:
                 return Parsed(None, f"System{label}: its scores stand in a judged answer")
-        if not given or given[-1].problem:
-            return Parsed(None, f"System{label}: {given[-1].problem if given else 'no score'}")
-        scores.append(given[-1].score)
+        last = given[-1] if given else _Mention(label, None, "no score", "")
+        if last.score is None:
+            return Parsed(None, f"System{label}: {last.problem}")
+        scores.append(last.score)
         revised += [label] * (len({mention.score for mention in given}) > 1)
     return Parsed(scores, revised=tuple(revised))
 
@@ -215,11 +217,11 @@ def _rows_as_lines(lines: Sequence[str]) -> Iterator[str]:
     columns = [place for place, cell in enumerate(header) if _TITLE.search(cell)]
     for line, row in zip(lines, rows, strict=True):
         if is_sideways and _TITLE.search(row[0]):
-            said = [(label, cell, row[0]) for label, cell in zip(across, row, strict=False)]
+            said = [(label[0], cell, row[0]) for label, cell in zip(across, row, strict=False) if label]
         else:
-            said = [_row_score(row, header, columns)]
-        said = [one for one in said if one[0] and _CELL.fullmatch(one[1])]
-        yield "\n".join(f"{label[0]}=>{cell}{_out_of(title)}" for label, cell, title in said) or line
+            said = _row_score(row, header, columns)
+        scores = [f"{label}=>{cell}{_out_of(title)}" for label, cell, title in said if _CELL.fullmatch(cell)]
+        yield "\n".join(scores) or line
 
 
 def _cells(line: str) -> list[str]:
@@ -231,16 +233,16 @@ def _out_of(title: str) -> str:
     return f"/{most[1]}" if most else ""
 
 
-def _row_score(
-    row: Sequence[str], header: Sequence[str], columns: Sequence[int]
-) -> tuple[re.Match | None, str, str]:
-    """(label, score, title of its column) of a row: from the one score column, else the one column behind the label
-    with a number. The label is None where there is none, or no such column."""
+def _row_score(row: Sequence[str], header: Sequence[str], columns: Sequence[int]) -> list[tuple[str, str, str]]:
+    """[(label, score, title of its column)] of a row: from the one score column, else the one column behind the label
+    with a number. Empty without a label, or without such a column."""
     is_numbered = row[0].isdigit()
-    first = f"System{row[0]}" if is_numbered and re.fullmatch(r"系[统統]|system", header[0], re.IGNORECASE) else row[0]
-    labels = [_ANY_LABEL.fullmatch(cell) for cell in (first, *row[1 : 1 + is_numbered])]
-    at, label = next(((at, label) for at, label in enumerate(labels) if label), (0, None))
+    if is_numbered and re.fullmatch(r"系[统統]|system", header[0], re.IGNORECASE):
+        row = [f"System{row[0]}", *row[1:]]
+    at = next((at for at, cell in enumerate(row[: 1 + is_numbered]) if _ANY_LABEL.fullmatch(cell)), None)
+    if at is None:
+        return []
     places = columns or [place for place in range(at + 1, len(row)) if _CELL.fullmatch(row[place])]
     if len(places) != 1 or places[0] >= min(len(row), len(header)):
-        return None, "", ""
-    return label, row[places[0]], header[places[0]]
+        return []
+    return [(row[at], row[places[0]], header[places[0]])]

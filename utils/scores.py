@@ -64,9 +64,10 @@ def _by_category(items: Sequence[Item], scores: Columns) -> dict[str, Columns]:
 def _cell(column: Sequence[float | None]) -> dict:
     known = [score for score in column if score is not None]
     counts = {"n_ok": len(known), "n_total": len(column)}
-    if not known:
+    interval = stats.mean_interval(known)
+    if interval is None:
         return {"score": None, "low": None, "high": None} | counts
-    mean, low, high = stats.mean_interval(known)
+    mean, low, high = interval
     within = {"low": round(max(0.0, low * 10), 2), "high": round(min(100.0, high * 10), 2)}
     return {"score": round(mean * 10, 2)} | within | counts
 

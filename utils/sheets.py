@@ -18,6 +18,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
+from string import Template
 
 from utils import stats
 from utils.checks import MOST_RATERS
@@ -71,6 +72,18 @@ def _csv(rows: Sequence[Mapping[str, str]]) -> str:
     for row in rows:
         writer.writerow({key: "'" * text.startswith(_FORMULA) + text for key, text in row.items()})
     return "\ufeff" + file.getvalue()
+
+
+def _page(rows: Sequence[Mapping[str, str]], rater: int) -> str:
+    sections = []
+    for (category, prompt), own in groupby(rows, key=itemgetter("category", "prompt")):
+        sections.append(f"<section><h2>{html.escape(category)}</h2><pre><b>{html.escape(prompt)}</b></pre>")
+        for number, row in enumerate(own, 1):
+            field = f'<input id="{row["id"]}" type="number" min="0" max="10" step="any" placeholder=" ">'
+            sections.append(f"<article><pre>{html.escape(row['answer'])}</pre><p>{number}. {field} / 10</p></article>")
+        sections.append("</section>")
+    page = Template(Path(__file__).with_name("sheet.html").read_text(encoding="utf-8"))
+    return page.substitute(rater=rater, sections="\n".join(sections), first=rows[0]["id"])
 
 
 # --- Back again ---
@@ -169,55 +182,3 @@ def read(output_dir: str, items: Sequence[Item]) -> tuple[Columns, str]:
     between = "" if kappa is None else f"; weighted kappa between them {kappa:.2f}"
     number = "One rater" if len(raters) == 1 else f"Mean of {len(raters)} raters"
     return columns, f"{number}, over the {len(common)} answers that each of them scored{between}."
-
-
-# --- The page ---
-
-_PAGE = """<!DOCTYPE html>
-<html lang="zh"><head><meta charset="utf-8"><title>sheet {rater}</title>
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<style>
-body {{ font: 16px/1.6 sans-serif; max-width: 50em; margin: 2em auto; padding: 0 1em; color: #222 }}
-pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; margin: 0 }}
-section {{ border-top: 2px solid #888; margin-top: 2em; padding-top: 1em }}
-article {{ border-left: 4px solid #ccc; margin: 1em 0; padding: .2em 1em }}
-article:has(input:user-invalid) {{ border-color: #c00 }}
-article:has(input:valid:not(:placeholder-shown)) {{ border-color: #393 }}
-header {{ position: sticky; top: 0; background: #fff; padding: .5em 0 }}
-</style></head><body>
-<header><button id="save">保存为 CSV / Save as CSV</button> <span id="count"></span></header>
-<p>请给每个答案打 0 到 10 分（可用小数）。填写的内容保存在本浏览器中，完成后请保存为 CSV。<br>
-Give each answer 0 to 10 points (fractions allowed). Save as CSV at the end.</p>
-{sections}
-<script>
-const inputs = [...document.querySelectorAll("input")], store = "sheet {rater} {first}";
-const filled = JSON.parse(localStorage.getItem(store) || "{{}}");
-const show = () => count.textContent = inputs.filter(i => i.value !== "").length + " / " + inputs.length;
-inputs.forEach(i => {{
-  i.value = filled[i.id] || "";
-  i.oninput = () => {{ filled[i.id] = i.value; localStorage.setItem(store, JSON.stringify(filled)); show(); }};
-}});
-save.onclick = () => {{
-  const bad = inputs.find(i => !i.checkValidity());
-  if (bad) return bad.reportValidity();
-  const link = document.createElement("a");
-  const text = "id,score\\r\\n" + inputs.map(i => i.id + "," + i.value + "\\r\\n").join("");
-  link.href = URL.createObjectURL(new Blob([text], {{type: "text/csv"}}));
-  link.download = "sheet-{rater}.csv";
-  link.click();
-}};
-show();
-</script></body></html>
-"""
-
-
-def _page(rows: Sequence[Mapping[str, str]], rater: int) -> str:
-    sections = []
-    for (category, prompt), own in groupby(rows, key=itemgetter("category", "prompt")):
-        sections.append(f"<section><h2>{html.escape(category)}</h2><pre><b>{html.escape(prompt)}</b></pre>")
-        for number, row in enumerate(own, 1):
-            field = f'<input id="{row["id"]}" type="number" min="0" max="10" step="any" placeholder=" ">'
-            sections.append(f"<article><pre>{html.escape(row['answer'])}</pre><p>{number}. {field} / 10</p></article>")
-        sections.append("</section>")
-    return _PAGE.format(rater=rater, sections="\n".join(sections), first=rows[0]["id"])

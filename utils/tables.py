@@ -29,9 +29,7 @@ def build(items: Sequence[Item], judges: Mapping[str, Verdicts], people: scores.
     lengths = {judge: scores.length(items, own) for judge, own in columns.items()}
     return {judge: scores.cells(items, own) for judge, own in columns.items()} | {
         "ranks": {judge: scores.ranks(items, own) for judge, own in columns.items()},
-        "position": {
-            judge: scores.position(given) for judge, given in judges.items() if given[0][0].mode == "robust"
-        },
+        "position": {judge: scores.position(given) for judge, given in judges.items() if given[0][0].mode == "robust"},
         "length": {"characters": scores.characters(items)} | lengths,
         "agreement": scores.agreement(columns),
         "unjudged": {
