@@ -45,11 +45,11 @@ def ask(
     calls = judging.calls(items, mode, seed)
     judging.pin(output_dir, files, items, seed)
 
-    from utils import ask as asking
+    from utils.ask import Endpoint, ask_missing
 
-    endpoint = asking.Endpoint(base_url, model, temperature, timeout)
-    unjudged, tokens = asking.ask_missing(calls, endpoint, output_dir, concurrency)
-    print(f"{output_dir}: {len(calls) - len(unjudged)} of {len(calls)} verdicts, {tokens:,} tokens")
+    endpoint = Endpoint(base_url, model, temperature, timeout)
+    unjudged, tokens = ask_missing(calls, endpoint, output_dir, concurrency)
+    print(f"{output_dir}/verdicts.jsonl: {len(calls) - len(unjudged)} of {len(calls)} verdicts, {tokens:,} tokens")
     if unjudged:
         left = f"{len(unjudged)} of {len(calls)} stay unjudged: {judging.listed(unjudged)}"
         raise UnjudgedFault(f"{left}; run this again")
@@ -64,7 +64,7 @@ def table(output_dir: str = "") -> None:
     items, seed = judging.load(output_dir)
     calls = [call for mode in checks.JUDGE_MODES for call in judging.calls(items, mode, seed)]
     judges = verdicts.by_judge(verdicts.read(output_dir), calls)
-    people, note = sheets.read(output_dir, items)
+    people, note = sheets.read_people(output_dir, items)
     if not judges and not people:
         raise DataFault(f"{output_dir} holds no verdicts and no collected sheets yet")
     built = tables.build(items, judges, people)
@@ -92,9 +92,9 @@ def collect(*sheets: str, output_dir: str = "") -> None:
     checks.judging(dict(locals()))
 
     from utils import judging
-    from utils.sheets import collect as read_sheets
+    from utils.sheets import read_filled
 
-    unrated = read_sheets(output_dir, *judging.load(output_dir), sheets)
+    unrated = read_filled(output_dir, *judging.load(output_dir), sheets)
     table(output_dir)
     if unrated:
         raise UnjudgedFault(f"unrated: {'; '.join(unrated)}")

@@ -181,6 +181,7 @@ NONE = {
     "minus one, after a space": (LINES.replace("1：8", "1 −1 分"), "-1 is not between 0 and 10"),
     "eighty of nothing": (LINES.replace("：8", "：80"), "80 is not between 0 and 10"),
     "eleven out of ten": (LINES.replace("：8", "：11/10"), "11 is not between 0 and 10"),
+    "out of digits without end": (LINES.replace("：8", "：8/" + "1" * 5000), "System1: a score out of"),
     "out of seven": (LINES.replace("：8", "：5/7"), "out of 7"),
     "a range": (LINES.replace("：8", "：7-8"), "System1: a range"),
     "a range of points": (LINES.replace("：8；", "：7分到8分；"), "System1: a range"),

@@ -11,7 +11,7 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,10 +58,6 @@ class _Run:
     unjudged: dict[str, str] = field(default_factory=dict)
 
 
-class _GivenUp(Exception):
-    """A call that stays without a reply."""
-
-
 def ask_missing(
     calls: Sequence[Call], endpoint: Endpoint, output_dir: str, concurrency: int
 ) -> tuple[dict[str, str], int]:
@@ -93,18 +89,18 @@ def _missing(calls: Sequence[Call], lines: Sequence[dict], endpoint: Endpoint, p
 
 
 async def _ask_all(run: _Run, missing: Sequence[Call], concurrency: int) -> None:
-    run.bar.set_postfix(tokens=f"{run.tokens:,}")
     waiting = iter(missing)
+
+    async def asker() -> None:
+        for call in waiting:
+            if problem := await _judge(run, call):
+                run.unjudged[call.name] = problem
+                run.bar.write(f"{call.name}: unjudged: {problem}")
+            run.bar.update()
+
+    run.bar.set_postfix(tokens=f"{run.tokens:,}")
     async with run.client:
-        await asyncio.gather(*(_asker(run, waiting) for _ in range(concurrency)))
-
-
-async def _asker(run: _Run, waiting: Iterator[Call]) -> None:
-    for call in waiting:
-        if problem := await _judge(run, call):
-            run.unjudged[call.name] = problem
-            run.bar.write(f"{call.name}: unjudged: {problem}")
-        run.bar.update()
+        await asyncio.gather(*(asker() for _ in range(concurrency)))
 
 
 async def _judge(run: _Run, call: Call) -> str:
@@ -116,10 +112,9 @@ async def _judge(run: _Run, call: Call) -> str:
             temperature = max(temperature, WARMER)
         marker = new_marker(call)
         text = prompt(call, marker)
-        try:
-            told = await _send(run, call, text, temperature)
-        except _GivenUp as error:
-            return str(error)
+        told = await _send(run, call, text, temperature)
+        if isinstance(told, str):
+            return told
         line = {
             "judge": run.endpoint.model,
             **dict(zip(verdicts.KEY, call.key, strict=True)),
@@ -145,9 +140,11 @@ def _tokens(line: dict) -> int:
     return sum((line.get("tokens") or {}).values())
 
 
-async def _send(run: _Run, call: Call, text: str, temperature: float) -> dict:
-    """What _once returns, after as many tries as it takes up to TRIES. Raises _GivenUp, or EnvironmentFault where no
-    further call can fare better."""
+async def _send(run: _Run, call: Call, text: str, temperature: float) -> dict | str:
+    """What _once returns, after as many tries as it takes up to TRIES, or why the call is given up.
+
+    Raises EnvironmentFault where no further call can fare better.
+    """
     reason, refused = "", False
     for attempt in range(TRIES):
         if attempt:
@@ -175,7 +172,7 @@ async def _send(run: _Run, call: Call, text: str, temperature: float) -> dict:
     run.lost.add((call.item.category, call.item.number) if refused else call.key)
     if len(run.lost) >= LOST_IN_A_ROW:
         raise EnvironmentFault(f"{run.endpoint.base_url}: {LOST_IN_A_ROW} in a row failed, the last with {reason}")
-    raise _GivenUp(reason)
+    return reason
 
 
 async def _once(run: _Run, text: str, temperature: float) -> dict:

@@ -59,6 +59,7 @@ _BEFORE = re.compile(rf"(?:{_SCORE_WORD}|结果|汇总|如下|scores|给|对于?
 _AGAIN = re.compile(r"修正|更正|更新|调整|修改|重新|复核|最终|最后|综上|因此|revised|final|correct", re.IGNORECASE)
 _TOLD = re.compile(r"写|称|说|要求|声明|自评|内容|claim|say|said|writ", re.IGNORECASE)
 _DECORATION = " \t*_#>-•·`\"'([【{,、:|"
+# A run of lines with bars: a table, or what an answer or a judge leaves of one.
 _TABLE = re.compile(r"(?:^[^\n|]*\|[^\n]*(?:\n|$))+", re.MULTILINE)
 
 
@@ -190,11 +191,11 @@ def _second(text: str, match: re.Match) -> _Mention | None:
 def _value(match: re.Match) -> tuple[float | None, str]:
     """(score from 0 to 10, "") or (None, what is wrong). Rescaled only where the denominator is written."""
     number = _number(match["number"]) * (-1 if match["sign"] in ("-", "−") else 1)
-    most = int(match["of"] or 10)
+    most = _number(match["of"] or "10")
     if most not in (5, 10, 20, 50, 100):
-        return None, f"a score out of {most}"
+        return None, f"a score out of {most:g}"
     if not 0 <= number <= most:
-        return None, f"{number:g} is not between 0 and {most}"
+        return None, f"{number:g} is not between 0 and {most:g}"
     return abs(number) * 10 / most, ""  # -0 is 0
 
 

@@ -67,9 +67,8 @@ def _cell(column: Sequence[float | None]) -> dict:
     interval = stats.mean_interval(known)
     if interval is None:
         return {"score": None, "low": None, "high": None} | counts
-    mean, low, high = interval
-    within = {"low": round(max(0.0, low * 10), 2), "high": round(min(100.0, high * 10), 2)}
-    return {"score": round(mean * 10, 2)} | within | counts
+    mean, low, high = (round(min(100.0, max(0.0, number * 10)), 2) for number in interval)
+    return {"score": mean, "low": low, "high": high} | counts
 
 
 def position(verdicts: Verdicts) -> dict:

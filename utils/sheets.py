@@ -89,8 +89,8 @@ def _page(rows: Sequence[Mapping[str, str]], rater: int) -> str:
 # --- Back again ---
 
 
-def collect(output_dir: str, items: Sequence[Item], seed: int, sheets: Sequence[str]) -> list[str]:
-    """Read filled sheets into people.json; returns what stays unrated. Raises DataFault naming file:line."""
+def read_filled(output_dir: str, items: Sequence[Item], seed: int, sheets: Sequence[str]) -> list[str]:
+    """Read the files `sheets` into people.json; returns what stays unrated. Raises DataFault naming file:line."""
     answers = [(item, system) for item in items for system in item.answers]
     raters = range(1, MOST_RATERS + 1)
     known = {_id(*answer, rater, seed): (rater, answer) for rater in raters for answer in answers}
@@ -156,8 +156,8 @@ def _score(where: str, text: str) -> float:
     return float(text)
 
 
-def read(output_dir: str, items: Sequence[Item]) -> tuple[Columns, str]:
-    """The raters' mean scores that collect has written, a column a system, None where one of them gave none; and a note
+def read_people(output_dir: str, items: Sequence[Item]) -> tuple[Columns, str]:
+    """The raters' mean scores of people.json, a column a system, None where one of them gave none; and a note
     on the raters. ({}, "") where nothing was collected. Raises DataFault for a people.json about other items."""
     path = Path(output_dir) / NAME
     if not path.exists():
