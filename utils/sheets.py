@@ -70,7 +70,7 @@ def _csv(rows: Sequence[Mapping[str, str]]) -> str:
     writer = csv.DictWriter(file, _FIELDS, lineterminator="\r\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: "'" * text.startswith(_FORMULA) + text for key, text in row.items()})
+        writer.writerow({key: f"'{text}" if text.startswith(_FORMULA) else text for key, text in row.items()})
     return "\ufeff" + file.getvalue()
 
 
