@@ -206,7 +206,7 @@ def _end_where_hopeless(error: openai.APIStatusError, reason: str) -> None:
     """Raise EnvironmentFault for a refused key, a model or path that is not there, an account without credit."""
     if error.status_code in (401, 403):
         raise EnvironmentFault(f"the judge refuses the key in {KEY} ({reason})") from None
-    if error.status_code == 404 or getattr(error, "code", None) == "insufficient_quota":
+    if error.status_code == 404 or error.code == "insufficient_quota":
         raise EnvironmentFault(f"the judge cannot be asked: {reason}") from None
 
 
@@ -225,7 +225,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "no reply in time"
     code = f"{error.status_code} " if isinstance(error, openai.APIStatusError) else ""
-    message = (getattr(error, "message", "") or str(error)).removeprefix(f"Error code: {code}- ")
+    message = str(error).removeprefix(f"Error code: {code}- ")
     cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
     return " ".join(_safe(f"{code}{message}{cause}").split())[:200]
 

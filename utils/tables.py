@@ -68,33 +68,28 @@ def markdown(cells: Mapping[str, Mapping[str, dict]], ranks: Mapping[str, Sequen
     systems = list(next(iter(cells.values())))
     rows = [["category", "file", "judged", *systems], ["---"] * (3 + len(systems))]
     for category, row in cells.items():
-        groups = ranks[category]
-        shown = [_shown(row[system], *_mark(system, groups)) for system in systems]
+        shown = [_shown(system, row[system], ranks[category]) for system in systems]
         file = "" if category == scores.TOTAL else category
         rows.append([NAMES.get(category, category.lstrip("0123456789") or category), file, _judged(row), *shown])
     return _rows(rows)
 
 
 def _judged(row: Mapping[str, dict]) -> str:
-    counts = sorted({cell["n_ok"] for cell in row.values()})
-    return f"{'-'.join(map(str, sorted({counts[0], counts[-1]})))}/{max(cell['n_total'] for cell in row.values())}"
+    counts = [cell["n_ok"] for cell in row.values()]
+    span = "-".join(map(str, sorted({min(counts), max(counts)})))
+    return f"{span}/{max(cell['n_total'] for cell in row.values())}"
 
 
-def _mark(system: str, groups: Sequence[Sequence[str]]) -> tuple[str, str]:
-    """(what stands around the score, what stands behind it)."""
-    place = next((place for place, group in enumerate(groups) if system in group), None)
-    alike = " ≈" if place is not None and len(groups[place]) > 1 else ""
-    if len(groups) == 1 or place not in (0, 1):
-        return "", alike
-    return ("**", alike) if place == 0 else ("", rf" \*{alike}")
-
-
-def _shown(cell: dict, around: str, behind: str) -> str:
+def _shown(system: str, cell: dict, groups: Sequence[Sequence[str]]) -> str:
+    """A system's score with its interval, marked as best, second best, or one that its group cannot be told from."""
     if cell["score"] is None:
         return "–"
     half = max(cell["score"] - cell["low"], cell["high"] - cell["score"])  # one side may be cut at 0 or 100
-    width = f"{half:.1f}" if cell["n_ok"] > 1 else "?"
-    return f"{around}{cell['score']:.4g} ± {width}{around}{behind}"
+    text = f"{cell['score']:.4g} ± {f'{half:.1f}' if cell['n_ok'] > 1 else '?'}"
+    place = next(place for place, group in enumerate(groups) if system in group)
+    if len(groups) > 1 and place < 2:
+        text = rf"{text} \*" if place else f"**{text}**"
+    return text + " ≈" * (len(groups[place]) > 1)
 
 
 def _doubts(judge: str, table: dict) -> Iterable[str]:
@@ -119,9 +114,8 @@ def _places(position: dict) -> Iterable[str]:
     if not position["means"]:
         return
     means = ", ".join(f"{mean:.2f}" for mean in position["means"])
-    verdict = (
-        "**the place changes the score**" if position["flagged"] else "no more than chance, or too small to matter"
-    )
+    harmless = "no more than chance, or too small to matter"
+    verdict = "**the place changes the score**" if position["flagged"] else harmless
     yield f"Mean score by place (System1 first): {means}; largest gap {position['gap']:.2f}: {verdict}."
     if moved := position["moved"]:
         shown = listed(f"{m['category']} {m['number']} {m['system']} ({m['low']:g} to {m['high']:g})" for m in moved)
