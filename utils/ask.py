@@ -189,6 +189,7 @@ async def _once(run: _Run, text: str, temperature: float) -> dict:
         body = completion.to_dict(warnings=False)
         choice, usage = body["choices"][0], body.get("usage") or {}
         reply = choice["message"].get("content") or ""
+        tokens = {kind: int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")}
     except (AttributeError, KeyError, IndexError, TypeError):
         raise ValueError("a body that is no chat completion") from None
     if not isinstance(reply, str):
@@ -197,7 +198,7 @@ async def _once(run: _Run, text: str, temperature: float) -> dict:
         "model": body.get("model"),
         "date": record.now(),
         "finish_reason": choice.get("finish_reason"),
-        "tokens": {kind: usage.get(f"{kind}_tokens") or 0 for kind in ("prompt", "completion")},
+        "tokens": tokens,
         "reply": _safe(reply),
     }
 
