@@ -66,5 +66,6 @@ def check_port(name: str, port: int) -> None:
     try:
         socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET).close()
     except OSError as error:
-        reason = "no such name" if isinstance(error, socket.gaierror) else error.strerror
+        number = error.errno or 0  # below 0 it is the resolver's
+        reason = os.strerror(number) if number > 0 else "no such name"
         raise EnvironmentFault(f"--server_port: {port} of {name} cannot be had: {reason}") from None
