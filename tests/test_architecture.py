@@ -78,7 +78,7 @@ TABLE = {
     "judging": ("replies rows strict_json", ""),
     "replies": ("", ""),
     "verdicts": ("journal judging replies", ""),
-    "ask": ("judging record verdicts", "openai tqdm"),
+    "ask": ("journal judging record verdicts", "openai tqdm"),
     "stats": ("", ""),
     "scores": ("judging stats verdicts", ""),
     "references": ("judging scores", "sacrebleu"),
