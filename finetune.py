@@ -14,47 +14,47 @@ from utils import checks, cli
 
 def train(
     # the model and the data
-    base_model: str = "",
+    base_model: str = "",  # the frozen model: a folder, or a Hub name
     data_path: str = "",
     data_mix: tuple[str, ...] = (),
-    output_dir: str = "./lora-alpaca",
+    output_dir: str = "./lora-alpaca",  # a folder of this run's own
     # the training
-    batch_size: int = 128,
-    micro_batch_size: int = 4,
-    num_epochs: int = 3,
-    learning_rate: float = 3e-4,
-    cutoff_len: int = 256,
+    batch_size: int = 128,  # rows a step
+    micro_batch_size: int = 4,  # rows on the device at once; divides batch_size
+    num_epochs: int = 3,  # times that every row is learned from
+    learning_rate: float = 3e-4,  # its peak, behind the warm-up; it falls to 0
+    cutoff_len: int = 256,  # tokens of a row, prompt and answer; longer rows are truncated
     val_set_size: int = 2000,
     neftune_noise_alpha: float = 0.0,
     # the adapter
-    lora_r: int = 8,
-    lora_alpha: int = 16,
-    lora_dropout: float = 0.05,
+    lora_r: int = 8,  # the rank
+    lora_alpha: int = 16,  # B·A counts alpha / r times
+    lora_dropout: float = 0.05,  # on what goes into A, in training only
     lora_target_modules: tuple[str, ...] = ("q_proj", "v_proj"),
     use_rslora: bool = False,
     # what is learned from
-    train_on_inputs: bool = True,
+    train_on_inputs: bool = True,  # True: the loss counts prompts too; False: answers only
     last_turn_only: bool = False,
     add_eos_token: bool = False,
-    group_by_length: bool = False,
+    group_by_length: bool = False,  # rows of like length share a step
     # loggers
-    wandb_project: str = "",
-    wandb_run_name: str = "",
-    wandb_watch: str = "",
-    wandb_log_model: str = "",
-    tensorboard: bool = False,
+    wandb_project: str = "",  # log there too (pip install wandb)
+    wandb_run_name: str = "",  # the run's name there
+    wandb_watch: str = "",  # false, gradients, parameters or all
+    wandb_log_model: str = "",  # false, true, end or checkpoint
+    tensorboard: bool = False,  # log for it too (pip install tensorboard)
     # where it starts, and what of the earlier stages it keeps
     resume_from_checkpoint: str = "",
-    force_base: bool = False,
+    force_base: bool = False,  # accept an adapter that was trained on another base
     replay: float = 0.0,
     max_forget: float = float("inf"),
-    prompt_template_name: str = "alpaca",
-    load_8bit: bool = True,
-    load_4bit: bool = False,
+    prompt_template_name: str = "alpaca",  # one of templates/
+    load_8bit: bool = True,  # the frozen base in 8 bits
+    load_4bit: bool = False,  # in 4 bits (with load_8bit False)
     dtype: str = "auto",
     fast: bool = True,
-    seed: int = 42,
-    overwrite: bool = False,
+    seed: int = 42,  # of the order, the split, the dropout, the new adapter
+    overwrite: bool = False,  # what lies in output_dir is moved aside first
     dry_run: bool = False,
 ) -> None:
     """Train one LoRA stage and leave the best adapter, run.json, metrics.jsonl and loss.png in output_dir.
@@ -71,6 +71,8 @@ def train(
     dry_run: show what the model would see, the steps and the memory needed, without loading weights, and stop.
     dtype: of a base that is not quantised: auto (its own), float32, bfloat16 or float16.
     add_eos_token: accepted for Alpaca-LoRA's sake; an answer always ends with EOS unless it is truncated.
+    val_set_size: rows held out for the validation loss; take less of a small set (500, 200).
+    lora_target_modules: the linear layers that get an adapter, by name.
     """
     flags = dict(locals())
 

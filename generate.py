@@ -12,30 +12,30 @@ from utils import checks, cli
 
 
 def main(
-    load_8bit: bool = False,
-    base_model: str = "",
-    lora_weights: str = "",
+    load_8bit: bool = False,  # the model in 8 bits
+    base_model: str = "",  # a folder, or a Hub name
+    lora_weights: str = "",  # an adapter's folder or Hub name; A,B puts several on the page; '' asks the base alone
     prompt_template: str = "",
-    server_name: str = "127.0.0.1",
-    share_gradio: bool = False,
-    gpu_id: str = "",
-    is_ui: bool = True,
-    test_input_path: str = "",
+    server_name: str = "127.0.0.1",  # the address the page is served on; another than this machine's needs auth
+    share_gradio: bool = False,  # a public address through Gradio's tunnel; needs auth
+    gpu_id: str = "",  # a GPU's number
+    is_ui: bool = True,  # True: the page; False: a file of prompts
+    test_input_path: str = "",  # the prompts: .json, .jsonl, or a folder of them
     # added to the original's
-    num_beams: int = 1,
+    num_beams: int = 1,  # above 1 searches (with temperature 0)
     temperature: float = 0.0,
-    top_p: float = 0.75,
-    top_k: int = 40,
-    max_new_tokens: int = 512,
-    seed: int = 42,
+    top_p: float = 0.75,  # draw among the likeliest tokens that make up this probability
+    top_k: int = 40,  # draw among so many of the likeliest tokens
+    max_new_tokens: int = 512,  # the longest answer
+    seed: int = 42,  # the same prompt and seed, the same text
     stop: str = "",
     batch_tokens: int = 16384,
-    output_path: str = "",
-    overwrite: bool = False,
-    server_port: int = 0,
+    output_path: str = "",  # another file than test.json in the adapter's folder
+    overwrite: bool = False,  # answers of something else in the output file are moved away
+    server_port: int = 0,  # 0: 7860 or the next free one
     auth: str = "",
-    load_4bit: bool = False,
-    dtype: str = "auto",
+    load_4bit: bool = False,  # the model in 4 bits
+    dtype: str = "auto",  # of a model that is not quantised: auto (its own), float32, bfloat16 or float16
 ) -> None:
     """Answer with base_model and the adapter in lora_weights.
 

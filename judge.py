@@ -20,19 +20,19 @@ from utils.errors import DataFault, UnjudgedFault
 def ask(
     answers: str = "",
     base_url: str = "https://api.openai.com/v1",
-    model: str = "",
-    output_dir: str = "",
+    model: str = "",  # the judge, such as gpt-4
+    output_dir: str = "",  # where verdicts, sheets and tables of these answers lie
     mode: str = "robust",
-    concurrency: int = 4,
-    test_data: str = "./test_data",
+    concurrency: int = 4,  # questions at once
+    test_data: str = "./test_data",  # the prompts: a file, or a folder of categories
     temperature: float = 0.0,
     timeout: float = 120.0,
-    seed: int = 42,
+    seed: int = 42,  # of the places in which systems are shown
 ) -> None:
     """Ask a judge model for scores: one line a reply in output_dir/verdicts.jsonl; a rerun asks what is missing.
 
     answers: NAME=FILE,NAME=FILE, a test.json (or a folder of them) a system.
-    base_url, model: any OpenAI-compatible chat endpoint.
+    base_url: any OpenAI-compatible chat endpoint.
     mode: robust asks as often as there are systems, each in each place; faithful is the original's prompt, once.
     temperature: below 0 leaves it to the server. timeout: seconds for one reply.
     """
@@ -74,7 +74,11 @@ def table(output_dir: str = "") -> None:
 
 
 def sheet(
-    answers: str = "", output_dir: str = "", raters: int = 2, test_data: str = "./test_data", seed: int = 42
+    answers: str = "",
+    output_dir: str = "",
+    raters: int = 2,  # so many sheets
+    test_data: str = "./test_data",
+    seed: int = 42,
 ) -> None:
     """Write a blind sheet a rater: sheet-1.csv, and sheet-1.html for those who would rather fill in a page."""
     files = checks.judging(dict(locals()))
@@ -87,7 +91,10 @@ def sheet(
         print(path)
 
 
-def collect(*sheets: str, output_dir: str = "") -> None:
+def collect(
+    *sheets: str,  # the filled CSV files
+    output_dir: str = "",
+) -> None:
     """Read filled sheets back into output_dir/people.json, and write the tables with the people's among them."""
     checks.judging(dict(locals()))
 

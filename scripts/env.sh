@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by every script here: strict mode, the repository root, the settings, and three small checks.
 #
 # Every setting can be overridden from outside: BATCH_SIZE=128 bash scripts/run-2-alpaca-13b-1.sh
@@ -5,7 +6,7 @@
 
 set -euo pipefail
 
-ROOT="$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+ROOT="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 cd -- "$ROOT"
 
 # A path that begins with "-" would be read as a flag.

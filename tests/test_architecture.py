@@ -41,7 +41,7 @@ TABLE = {
     "plots": ("", "matplotlib numpy"),
     "checks": ("hub prompter ranks rows values", ""),
     "values": ("", ""),
-    "cli": ("ranks", "fire"),
+    "cli": ("flags ranks", "fire"),
     "record": ("prompter ranks", ""),
     "batching": ("encode", "torch"),
     "ranks": ("", ""),
@@ -49,7 +49,7 @@ TABLE = {
     "models": ("fast ranks runtime sharding vocabulary weights", "torch transformers peft bitsandbytes"),
     "weights": ("", "huggingface_hub numpy torch safetensors"),
     "lora": ("weights", "torch"),
-    "adapters": ("record checkpoint lora weights", "torch peft"),
+    "adapters": ("record checkpoint lora weights", "torch peft transformers"),
     "checkpoint": ("record", ""),
     "sharding": ("ranks", "torch"),
     "hooks": ("ranks runtime", "tqdm transformers"),
@@ -84,6 +84,7 @@ TABLE = {
     "references": ("judging scores", "sacrebleu"),
     "sheets": ("checks judging scores stats", ""),
     "tables": ("judging scores verdicts", ""),
+    "flags": ("", ""),
 }
 SHARED = {"errors", "files"}
 LIGHT = (

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from utils import journal
 from utils.errors import DataFault, EnvironmentFault, ModelFault
@@ -39,11 +40,11 @@ def output_file(output_path: str, lora_weights: str, base_model: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EnvironmentFault(f"{path.parent} cannot be made: {os.strerror(error.errno)}") from None
+        raise EnvironmentFault(f"{path.parent} cannot be made: {error.strerror}") from None
     return path
 
 
-def describe(flags: Mapping[str, object], base: Mapping, tuned: Tuned, prompts: Sequence[Row]) -> dict:
+def describe(flags: Mapping[str, Any], base: Mapping, tuned: Tuned, prompts: Sequence[Row]) -> dict:
     """What is asked of what: the first line of a journal. Two runs with the same one have the same answers."""
     return {
         "prompts": {"count": len(prompts), "sha256": _hash(prompts)},
@@ -63,7 +64,7 @@ def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8")).hexdigest()
 
 
-def begin(flags: Mapping[str, object], base: Mapping, tuned: Tuned, prompts: Sequence[Row]) -> "Target":
+def begin(flags: Mapping[str, Any], base: Mapping, tuned: Tuned, prompts: Sequence[Row]) -> "Target":
     """The file that the flags of generate.py ask for. Raises what Target raises."""
     path = output_file(flags["output_path"], flags["lora_weights"], flags["base_model"])
     return Target(path, describe(flags, base, tuned, prompts), prompts, flags["overwrite"])
@@ -135,7 +136,8 @@ class Target:
 
 def _read(path: Path) -> tuple[dict | None, Answers]:
     """(what was asked, answers) of a journal. Raises DataFault naming a line that is not of ours."""
-    asked, done = None, {}
+    asked: dict | None = None
+    done: Answers = {}
     for number, raw in enumerate(journal.whole_lines(path), 1):
         try:
             line = json.loads(raw)

@@ -1,6 +1,6 @@
 """Rows into batches: the order of an epoch, and the padded tensors of a micro batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -28,7 +28,7 @@ def collate_packed(rows: list[dict]) -> dict[str, torch.Tensor | list[int]]:
     """The rows behind one another: input_ids, position_ids (counted anew in each row) and labels, each int64
     (1, tokens), and row_lengths, a list. Nothing is to be learned across the seam of two rows."""
 
-    def joined(values: list[list[int]]) -> torch.Tensor:
+    def joined(values: Iterable[Iterable[int]]) -> torch.Tensor:
         return torch.tensor([[value for row in values for value in row]])
 
     lengths = [len(row["input_ids"]) for row in rows]

@@ -100,7 +100,7 @@ def _lock(output: Path) -> object:
         output.mkdir(parents=True, exist_ok=True)
         file = open(output / LOCK, "w")  # noqa: SIM115 (held open on purpose)
     except OSError as error:
-        raise EnvironmentFault(f"--output_dir: {output} cannot be written: {os.strerror(error.errno)}") from None
+        raise EnvironmentFault(f"--output_dir: {output} cannot be written: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -115,7 +115,7 @@ def _move_aside(folder: Path) -> Path:
     try:
         os.replace(folder, aside)
     except OSError as error:  # where a disk is mounted, or a folder that may not be written
-        raise EnvironmentFault(f"--overwrite: {folder} cannot be moved away: {os.strerror(error.errno)}") from None
+        raise EnvironmentFault(f"--overwrite: {folder} cannot be moved away: {error.strerror}") from None
     return aside
 
 
@@ -135,7 +135,7 @@ def numbered(output: Path) -> list[Path]:
 
 
 def newest_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint, None where there never was one. Broken ones are named and kept as corrupt-…
+    """The newest whole checkpoint, None where there never was one. Broken ones are named and kept (corrupt-…).
 
     Raises ModelFault, with each reason, when there are (or were, kept as corrupt-…) checkpoints and none is whole.
     """
@@ -176,7 +176,7 @@ def checkpoint_problem(folder: Path) -> str | None:
         try:
             now = sha256_file(folder / name)
         except OSError as error:
-            return f"{name} cannot be read: {os.strerror(error.errno)}"
+            return f"{name} cannot be read: {error.strerror}"
         if now != sha256:
             return f"{name} is not what was written ({(folder / name).stat().st_size} bytes)"
     extra = {path.name for path in folder.iterdir()} - expected.keys() - {MANIFEST}

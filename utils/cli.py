@@ -219,7 +219,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def help_text(main: Callable[..., None], script: str) -> str:
-    """The function's docstring and one line a flag: name, type, default."""
+    """The function's docstring and a line a flag: name, type, default; under it the comment that stands behind it."""
+    from utils import flags
+
+    comments = flags.comments(inspect.getsource(main))
     words = _free_words(inspect.signature(main).parameters)
     usage = f"{script} {words.upper()} ..." if words else script
     lines = [inspect.cleandoc(main.__doc__ or ""), "", f"usage: python {usage} [--flag value ...]", ""]
@@ -227,8 +230,7 @@ def help_text(main: Callable[..., None], script: str) -> str:
         if name == words:
             continue
         kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))
-        default = parameter.default
-        shown = "[" + ",".join(default) + "]" if isinstance(default, tuple) else repr(default)
-        lines.append(f"  --{name:<24} {kind:<6} {shown}")
+        lines.append(f"  --{name:<24} {kind:<6} {flags.shown(parameter.default)}")
+        lines += [f"      {comments[name]}"] if comments[name] else []
     lines.append(f"  --{'debug':<24} {'bool':<6} False (show the traceback of an error)")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -95,7 +96,7 @@ def replayed(rows: Dataset, stages: list[dict], share: float, seed: int) -> tupl
     return dataset.join(rows, dataset.choose(pool, chosen, share=share, own=own, seed=seed)), drawn
 
 
-def measure(stages: list[dict], mean_loss: Callable, tokenizer) -> list[dict]:
+def measure(stages: list[dict], mean_loss: Callable, tokenizer: Any) -> list[dict]:
     """Loss now on every earlier stage's held-out rows: [{"stage", "loss", "then"}], "then" being the loss that stage
     ended with; {"stage", "why"} where it cannot be measured.
 

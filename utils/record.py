@@ -120,7 +120,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def read(folder: Path) -> dict | None:
+def read(folder: Path | str) -> dict | None:
     """The record in `folder`, None where there is none. Raises ModelFault for one that cannot be read."""
     path = Path(folder) / NAME
     if not path.exists():
@@ -229,7 +229,7 @@ def _where_it_lies(run: dict, folder: Path) -> dict:
         if "folder" not in run or not path.is_absolute() or path.exists():
             return item
         moved = Path(os.path.normpath(folder.resolve() / os.path.relpath(path, run["folder"])))
-        return {**item, "path": str(moved)} if moved.exists() else item
+        return {**(item or {}), "path": str(moved)} if moved.exists() else item
 
     found = {key: today(run.get(key)) for key in ("base", "parent") if key in run}
     return run | found | {key: list(map(today, run[key])) for key in ("data", "adapters") if key in run}

@@ -23,13 +23,13 @@ Prompts = list[list[int]]
 
 
 def main(
-    base_model: str = "",
-    ways: tuple[str, ...] = ("ancestor", "greedy", "hf_stream", "ours", "stream", "beams"),
-    prompts: int = 64,
-    slow: int = 8,
-    new_tokens: int = 64,
-    batch_tokens: int = 16384,
-    dtype: str = "auto",
+    base_model: str = "",  # a model folder
+    ways: tuple[str, ...] = ("ancestor", "greedy", "hf_stream", "ours", "stream", "beams"),  # which of them
+    prompts: int = 64,  # so many of test_data's
+    slow: int = 8,  # so many for the ways of one prompt at a time
+    new_tokens: int = 64,  # of every answer
+    batch_tokens: int = 16384,  # generate.py's
+    dtype: str = "auto",  # generate.py's
     cpu_time: bool = False,
 ) -> None:
     """Time the ways one after another: ancestor, greedy (one at a time), ours, beams (ours with 4), int8 (ours with the

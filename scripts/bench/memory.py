@@ -50,11 +50,11 @@ def measure(script: str, flags: dict, recompute: bool = False) -> tuple[float, f
 
 
 def main(
-    base_model: str = "",
-    data_path: str = "",
-    rows: int = 24,
-    micro_batches: tuple[str, ...] = ("1", "4", "8"),
-    cutoffs: tuple[str, ...] = ("256", "512"),
+    base_model: str = "",  # a model folder
+    data_path: str = "",  # a JSON array of rows
+    rows: int = 24,  # so many of it
+    micro_batches: tuple[str, ...] = ("1", "4", "8"),  # rows on the device at once
+    cutoffs: tuple[str, ...] = ("256", "512"),  # tokens of a row
     more: tuple[str, ...] = (),
     script: str = "finetune.py",
     recompute: bool = False,

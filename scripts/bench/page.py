@@ -26,7 +26,12 @@ FULL = 503
 
 
 def main(
-    base_model: str = "", sessions: int = 64, turns: int = 20, leavers: int = 200, bodies: int = 2000, seed: int = 0
+    base_model: str = "",  # a model folder, a tiny one
+    sessions: int = 64,  # at once
+    turns: int = 20,  # of each session
+    leavers: int = 200,  # clients that close in the middle of an answer
+    bodies: int = 2000,  # requests that are none
+    seed: int = 0,  # of texts and moments
 ) -> None:
     """Start the page, load it, and stop it. Exits with an error where something is lost, crossed, stuck or down."""
     with socket.socket() as free:

@@ -41,11 +41,11 @@ SETTINGS = {
 
 
 def main(
-    base_model: str = "",
-    data_path: str = "",
-    ways: tuple[str, ...] = ("ancestor", "ancestor-grouped", "ours"),
-    rows: int = 96,
-    pairs: int = 3,
+    base_model: str = "",  # a model folder
+    data_path: str = "",  # a JSON array of rows
+    ways: tuple[str, ...] = ("ancestor", "ancestor-grouped", "ours"),  # in this order
+    rows: int = 96,  # so many of it
+    pairs: int = 3,  # runs of each way
     more: tuple[str, ...] = (),
     cpu_time: bool = False,
     peers: tuple[str, ...] = (),
