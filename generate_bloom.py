@@ -82,7 +82,7 @@ def main(
 
     talk = chat.Chat(assistants, {one.name: one.about for one in choices})
     page = web.build(talk, "DreamerGPT 梦想家", chat.examples(), chat.training_rows)
-    users, in_front = values.users(auth), gate.middleware(server_name, share_gradio)
+    users, in_front = values.users(auth), gate.in_front(server_name, share_gradio)
     web.serve(page, server_name, server_port, share_gradio, users, in_front)
 
 

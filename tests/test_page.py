@@ -9,6 +9,7 @@ PAGE_PICTURES=folder keeps screenshots.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -63,8 +64,8 @@ def real(stage, silent):
             assert process.poll() is None, process.stdout.read().decode()
             time.sleep(0.1)
     yield address
-    process.terminate()
-    assert process.wait(20) == -15
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
 
 
 def visit(browser, address: str, locale: str = "en-US"):

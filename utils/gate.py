@@ -1,21 +1,31 @@
-"""What stands in front of the page: host names that are not ours and bodies that no message has are turned away."""
+"""What stands in front of the page: host names that are not ours, bodies that no message has, and whoever comes while
+the queue is full are turned away."""
 
 import sys
 
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
 
 MOST_BYTES = 2_000_000  # of a request: the longest message, six bytes a character, with its conversation's settings
 EVERYWHERE = ("0.0.0.0", "::")
+BUSY = "正忙：排队的人太多，请稍后再试。Busy: too many are waiting, please try again in a moment."
 
 
-def middleware(server_name: str, share: bool) -> list[Middleware]:
-    """For gradio's app. A page in the browser of a user cannot reach this one under a name of its own making."""
-    return [
+def in_front(server_name: str, share: bool) -> dict[str, object]:
+    """Arguments of gradio's app. A page in the browser of a user cannot reach this one under a name of its own making;
+    a full queue is told in the page's two languages."""
+    middleware = [
         Middleware(TrustedHostMiddleware, allowed_hosts=_hosts(server_name, share), www_redirect=False),
         Middleware(Guard),
     ]
+    return {"middleware": middleware, "exception_handlers": {503: _busy}}
+
+
+async def _busy(request: Request, error: Exception) -> JSONResponse:
+    """429: for 503, which is Gradio's answer when its queue is full, its page has an English text of its own."""
+    return JSONResponse({"detail": BUSY}, 429)
 
 
 def _hosts(server_name: str, share: bool) -> list[str]:

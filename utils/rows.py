@@ -87,6 +87,11 @@ def read_prompts(path: str | Path) -> list[Row]:
     return prompts
 
 
+def unread_keys(prompts: Iterable[Row]) -> Counter[str]:
+    """The keys of read_prompts' rows that nothing reads, with the rows that have them: a mistyped one is among them."""
+    return Counter(key for row in prompts for key in row if key not in (*KNOWN_KEYS, "category"))
+
+
 def _training_row(path: str | Path, line: int, value: object) -> Row:
     row = _prompt_row(path, line, value)
     output, history = _text(path, line, row, "output"), row.get("history", [])
