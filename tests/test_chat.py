@@ -64,7 +64,7 @@ def test_history_reaches_the_model_and_is_cut_by_tokens_from_the_front(talk, mon
         type(assistant), "respond", lambda self, *given, **more: seen.append(given) or respond(self, *given, **more)
     )
     short = [["你好吗？", "很好"]]
-    assert last(talk, "adapter", "一加一等于几？", history=short).notice == ""
+    assert last(talk, "adapter", "一加一等于几？", history=[*short, ["停在第一个词之前", ""]]).notice == ""
     assert seen[-1][2] == short
     long = [[f"第{number}问" + "天" * 30, "答" * 30] for number in range(12)]
     piece = last(talk, "adapter", "一加一等于几？", history=long)
@@ -89,7 +89,7 @@ def test_history_reaches_the_model_and_is_cut_by_tokens_from_the_front(talk, mon
         ("a\0", {}, "NUL"),
         ("a\ud800", {}, "half a character"),
         ("长" * 100_001, {}, "100001 characters"),
-        ("长" * 600, {}, "the prompt has .* tokens, the model's context 512"),
+        ("长" * 600, {}, "模型的上下文只有 512。The prompt has .* tokens, the model's context 512"),
         ("你", {"temperature": "hot"}, "temperature must be a number"),
         ("你", {"temperature": True}, "temperature must be a number"),
         ("你", {"temperature": float("nan")}, "temperature must be a number"),

@@ -134,12 +134,14 @@ def test_an_answer_streams_until_stop_and_the_next_turn_remembers(browser, made_
     expect_answer(page, 0, "…")
     assert conversation.running == 1
     before = conversation.steps
+    page.locator("#message textarea").fill("然后")  # while the answer grows
     page.wait_for_timeout(300)
     assert conversation.steps > before
     page.locator("#stop").click()
     page.wait_for_timeout(1000)
     assert conversation.running == 0
-    say(page, "然后")
+    assert page.locator("#message textarea").input_value() == "然后"
+    page.locator("#message textarea").press("Enter")
     expect_answer(page, 1, '[["slow", "…"]]')
     playwright.expect(page.locator("#notice")).to_contain_text("cut")
     page.locator("#undo").click()

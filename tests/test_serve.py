@@ -74,7 +74,7 @@ def test_the_environment_opens_nothing_and_a_signal_ends_all(tmp_path):
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as http:
             assert http.get(f"/gradio_api/file={tmp_path / 'secret'}").status_code == 403
             assert http.get("/config").json()["root"] == f"http://127.0.0.1:{port}"
-            assert http.post("/gradio_api/vibe-edit", json={"prompt": "x"}).status_code == 403
+            assert http.get("/gradio_api/vibe-code").status_code == 403
             event = http.post("/gradio_api/call/chat", json={"data": chat_data("slow")}).json()["event_id"]
             with http.stream("GET", f"/gradio_api/call/chat/{event}") as lines:
                 assert next(line for line in lines.iter_lines() if "generating" in line)

@@ -195,8 +195,8 @@ def test_a_body_of_30_mb_is_refused_and_nothing_can_be_uploaded(served):
     chunks = (b"x" * 100_000 for _ in range(300))
     with contextlib.suppress(httpx.TransportError):  # the connection was closed on it
         assert httpx.post(f"{address}/queue/join", content=chunks).status_code >= 400
-    files = {"files": ("x.txt", b"x" * 5000)}
-    assert httpx.post(f"{address}/upload", files=files).status_code >= 400
+    for path in ("upload", "process_recording", "component_server", "stream/x"):
+        assert httpx.post(f"{address}/{path}", files={"files": ("x.txt", b"x")}).status_code == 404
     assert ask(client(served.port), "问")
 
 
@@ -290,6 +290,8 @@ def test_who_comes_when_the_queue_is_full_is_told_so(monkeypatch):
         body = {"data": chat_data("slow"), "fn_index": chat_index(page)}
         answers = [httpx.post(address, json={**body, "session_hash": f"s{number}"}) for number in range(12)]
         codes = [answer.status_code for answer in answers]
+        past = httpx.post(f"http://127.0.0.1:{port}/gradio_api/run/chat", json={"data": chat_data("问")})
+        assert past.status_code == 404, "nobody passes the queue by"
         assert codes[: web.TOGETHER] == [200] * web.TOGETHER and codes[-1] == 429
         assert answers[-1].json() == {"detail": gate.BUSY}
     finally:

@@ -48,7 +48,8 @@ def answer_all(target: Target, prompts: Sequence[list[int]], assistant: Assistan
     Raises EnvironmentFault where the memory is too small for one prompt.
     """
     sampling = assistant.sampling
-    batches = plan(prompts, sampling.max_new_tokens, batch_tokens // sampling.num_beams)
+    most = min(sampling.max_new_tokens, assistant.context)
+    batches = plan(prompts, most, batch_tokens // sampling.num_beams)
     batches = [[index for index in batch if index not in target.done] for batch in batches]
     tokens = 0
     with tqdm(total=len(prompts), initial=len(target.done), desc="answering", unit="prompt", disable=None) as bar:

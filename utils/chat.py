@@ -75,7 +75,8 @@ class Chat:
             chosen = {
                 key: _number(key, settings.get(key, self.defaults[key]), *limits) for key, limits in self.ranges.items()
             }
-            turns, notice = _fitting(assistant, instruction, input, history, chosen["max_new_tokens"])
+            answered = [turn for turn in history if turn[1].strip()]  # not those stopped before their first word
+            turns, notice = _fitting(assistant, instruction, input, answered, chosen["max_new_tokens"])
             for text in assistant.respond(instruction, input, turns, **chosen):
                 yield Piece(text, notice)
         except Fault as fault:
@@ -96,7 +97,10 @@ def _text(what: str, value: object) -> str:
         raise DataFault(f"the {what} must be text")
     text = value or ""
     if len(text) > MOST_CHARACTERS:
-        raise DataFault(f"the {what} has {len(text)} characters, more than {MOST_CHARACTERS}")
+        raise DataFault(
+            f"内容有 {len(text)} 个字符，最多 {MOST_CHARACTERS}。"
+            f"The {what} has {len(text)} characters, more than {MOST_CHARACTERS}."
+        )
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise DataFault(f"the {what} holds NUL or half a character")
     return text
@@ -104,13 +108,15 @@ def _text(what: str, value: object) -> str:
 
 def _number(name: str, value: object, low: float, high: float) -> float | int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataFault(f"{name} must be a number")
+        raise DataFault(f"{name} 须为数字。{name} must be a number.")
     if name in INTEGERS and value != int(value):
-        raise DataFault(f"{name}: {value} is not a whole number")
+        raise DataFault(f"{name} 须为整数。{name}: {value} is not a whole number.")
     if not low <= value <= high:
-        raise DataFault(f"{name}: {value} is not between {low:g} and {high:g}")
+        raise DataFault(f"{name} 须在 {low:g} 与 {high:g} 之间。{name}: {value} is not between {low:g} and {high:g}.")
     if name == "temperature" and 0 < value < 0.01:
-        raise DataFault(f"temperature: {value} is neither 0 (greedy) nor 0.01 or above")
+        raise DataFault(
+            f"temperature 须为 0 或不小于 0.01。temperature: {value} is neither 0 (greedy) nor 0.01 or above."
+        )
     return int(value) if name in INTEGERS else float(value)
 
 

@@ -117,9 +117,11 @@ def _chat_tab(conversation, adapter, settings: dict, examples, rows_of) -> None:
     _examples([[text] for text in joined], [field])
 
     def reply(message: object, history: Turns, model: object, **chosen) -> Iterator[dict]:
+        emptied = {field: ""}  # once: the reader may be typing the next message while the answer grows
         for piece in _pieces(conversation, model, message, "", history, chosen):
             now = [*history, [message, piece.text]]
-            yield {turns: now, shown: _messages(now), notice: piece.notice, field: ""}
+            yield {turns: now, shown: _messages(now), notice: piece.notice, **emptied}
+            emptied = {}
 
     def again(history: Turns, seed: object, temperature: object, **more) -> Iterator[dict]:
         if not history:
@@ -234,7 +236,7 @@ def serve(
         print(f"the page is open to {where}, behind a login of {len(users)} users")
     for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own page before it is ready: not by way of a proxy
         os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), "localhost", "127.0.0.1", server_name])
-    page.queue(max_size=WAITING, default_concurrency_limit=TOGETHER, api_open=True)
+    page.queue(max_size=WAITING, default_concurrency_limit=TOGETHER, api_open=False)  # nobody passes the queue by
     try:
         page.launch(
             server_name=f"[{server_name}]" if ":" in server_name else server_name,  # as in an address
