@@ -51,11 +51,14 @@ def main(
     flags = dict(locals())
     checks.answering(flags)
 
-    from utils import adapters, answers, batch, chat, generation, models, rows, runtime, tuned, values
+    from utils import rows, tuned, values
 
     asked = [] if is_ui else rows.read_prompts(test_input_path)
     base = tuned.read_base(base_model)
     choices = tuned.read_tuned(lora_weights, prompt_template, base)
+
+    from utils import adapters, answers, batch, chat, generation, models, runtime
+
     target = None if is_ui else answers.begin(flags, base, choices[0], asked)
     if target and target.is_complete:
         target.close()
