@@ -175,11 +175,7 @@ def test_an_error_is_shown_in_one_line_and_the_page_goes_on(browser, made_up):
 
 def test_an_instruction_an_example_and_a_setting(browser, made_up):
     page = visit(browser, made_up[0])
-    page.get_by_text("Settings", exact=True).click()
-    page.wait_for_timeout(1000)  # the settings unfold
-    page.get_by_label("Seed").fill("7")
-    page.get_by_label("Seed").press("Tab")
-    playwright.expect(page.get_by_label("Seed")).to_have_value("7")
+    page.get_by_label("Seed").fill("7")  # at once, by who has not waited for anything
     page.get_by_role("tab", name="Instruction").click()
     page.get_by_role("button", name="例", exact=True).last.click()
     playwright.expect(page.locator("#input textarea")).to_have_value("子")

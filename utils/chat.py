@@ -112,7 +112,7 @@ def _number(name: str, value: object, low: float, high: float) -> float | int:
     if name in INTEGERS and value != int(value):
         raise DataFault(f"{name} 须为整数。{name}: {value} is not a whole number.")
     if not low <= value <= high:
-        raise DataFault(f"{name} 须在 {low:g} 与 {high:g} 之间。{name}: {value} is not between {low:g} and {high:g}.")
+        raise DataFault(f"{name} 须在 {low} 与 {high} 之间。{name}: {value} is not between {low} and {high}.")
     if name == "temperature" and 0 < value < 0.01:
         raise DataFault(
             f"temperature 须为 0 或不小于 0.01。temperature: {value} is neither 0 (greedy) nor 0.01 or above."

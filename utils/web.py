@@ -76,7 +76,9 @@ def build(conversation, title: str, examples: list[tuple[str, str]], rows_of: Ca
         adapter = gradio.Dropdown(names, value=names[0], label=say("adapter"), interactive=len(names) > 1)
         about = gradio.Markdown(_plain(conversation.about(names[0])), elem_id="about")
         _on(adapter.change, lambda model: _plain(_told(conversation.about, model)), {"model": adapter}, about, "about")
-        with gradio.Accordion(say("settings"), open=False, render=False) as drawer:  # drawn below the tabs
+        # Drawn below the tabs. Open: Gradio gives the fields of a closed one their first values again, a moment after
+        # it is opened, and what a quick reader has typed by then is lost.
+        with gradio.Accordion(say("settings"), open=True, render=False) as drawer:
             settings = _settings(conversation)
         with gradio.Tab(say("chat")):
             _chat_tab(conversation, adapter, settings, examples, rows_of)
@@ -88,12 +90,15 @@ def build(conversation, title: str, examples: list[tuple[str, str]], rows_of: Ca
 
 def _settings(conversation) -> dict[str, gradio.components.Component]:
     fields = {}
-    for name, (low, high) in conversation.ranges.items():
-        value = conversation.defaults[name]
-        if name in STEPS:
-            fields[name] = gradio.Slider(low, high, value, step=STEPS[name], label=say(name))
-        else:
-            fields[name] = gradio.Number(value, label=say(name), precision=0, minimum=low, maximum=high)
+    names = list(conversation.ranges)
+    for row in (names[:3], names[3:]):
+        with gradio.Row():
+            for name in row:
+                (low, high), value = conversation.ranges[name], conversation.defaults[name]
+                if name in STEPS:
+                    fields[name] = gradio.Slider(low, high, value, step=STEPS[name], label=say(name))
+                else:
+                    fields[name] = gradio.Number(value, label=say(name), precision=0, minimum=low, maximum=high)
     return fields
 
 
