@@ -147,7 +147,7 @@ def test_a_conversation_is_kept_as_rows_that_training_reads(tmp_path):
 
 def test_examples_are_evaluation_prompts_one_of_each_category_in_turn():
     found = chat.examples(12)
-    files = [rows.read_prompts(path) for path in rows.prompt_files(chat.EXAMPLES)]
+    files = [rows.read_prompts(path) for path in rows.prompt_files(chat.EXAMPLES) if path.stem != "08alignment"]
     firsts = [file[0] for file in files if not file[0].get("history")]
     assert [text for text, _ in found[: len(firsts)]] == [row["instruction"] for row in firsts]
     assert len(found) == len(set(found)) == 12

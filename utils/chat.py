@@ -17,6 +17,7 @@ from utils.generation import Assistant
 from utils.rows import read_prompts
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "test_data"
+NO_EXAMPLES = "08alignment"  # requests that a good model declines
 MOST_CHARACTERS = 100_000  # of one message
 MOST_TURNS = 200  # of one conversation
 INTEGERS = ("top_k", "num_beams", "max_new_tokens", "seed")
@@ -154,7 +155,7 @@ def examples(most: int = 10) -> list[tuple[str, str]]:
     """(instruction, input) of evaluation prompts without a history, one of each category in turn."""
     by_category: dict[str, list[tuple[str, str]]] = {}
     for row in read_prompts(EXAMPLES):
-        if not row.get("history"):
+        if not row.get("history") and row.get("category") != NO_EXAMPLES:
             by_category.setdefault(str(row.get("category")), []).append((row["instruction"], row.get("input", "")))
     in_turn = zip_longest(*by_category.values())
     return [example for rank in in_turn for example in rank if example is not None][:most]
