@@ -19,9 +19,7 @@ def lines(form: str, scores: tuple = ("8", "7", "9", "6.5", "0")) -> str:
 
 
 # --- The label and the score, as judges write them ---
-SIDEWAYS = (
-    "| | System1 | System2 | System3 | System4 | System5 |\n|--|--|--|--|--|--|\n| 分数 | 8 | 7 | 9 | 6.5 | 0 |"
-)
+SIDEWAYS = "| | System1 | System2 | System3 | System4 | System5 |\n|--|--|--|--|--|--|\n| 分数 | 8 | 7 | 9 | 6.5 | 0 |"
 
 FORMS = {
     "the form that is asked for": LINES,
