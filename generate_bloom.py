@@ -51,11 +51,14 @@ def main(
     flags = dict(locals())
     checks.answering(flags)
 
-    from utils import adapters, answers, batch, chat, generation, models, rows, runtime, tuned, values
+    from utils import rows, tuned, values
 
     asked = [] if is_ui else rows.read_prompts(test_input_path)
     base = tuned.read_base(base_model)
     choices = tuned.read_tuned(lora_weights, prompt_template, base)
+
+    from utils import adapters, answers, batch, chat, generation, models, runtime
+
     device = runtime.device(gpu_id)
     runtime.join(device)
     target = None if is_ui else runtime.of_first(answers.begin, flags, base, choices[0], asked)
@@ -84,7 +87,7 @@ def main(
 
     talk = chat.Chat(assistants, {one.name: one.about for one in choices})
     page = web.build(talk, "DreamerGPT 梦想家", chat.examples(), chat.training_rows)
-    users, in_front = values.users(auth), gate.middleware(server_name, share_gradio)
+    users, in_front = values.users(auth), gate.in_front(server_name, share_gradio)
     web.serve(page, server_name, server_port, share_gradio, users, in_front)
 
 

@@ -45,14 +45,11 @@ def ask(
     calls = judging.calls(items, mode, seed)
     judging.pin(output_dir, files, items, seed)
 
-    from utils import ask as asking
-    from utils.verdicts import Journal
+    from utils.ask import Endpoint, ask_missing
 
-    with Journal(output_dir) as journal:
-        endpoint = asking.Endpoint(base_url, model, temperature, timeout)
-        unjudged = asking.ask_missing(calls, endpoint, journal, concurrency)
-        spent = asking.tokens_spent(journal, model)
-        print(f"{journal.path}: {len(calls) - len(unjudged)} of {len(calls)} verdicts, {spent:,} tokens")
+    endpoint = Endpoint(base_url, model, temperature, timeout)
+    unjudged, tokens = ask_missing(calls, endpoint, output_dir, concurrency)
+    print(f"{output_dir}/verdicts.jsonl: {len(calls) - len(unjudged)} of {len(calls)} verdicts, {tokens:,} tokens")
     if unjudged:
         left = f"{len(unjudged)} of {len(calls)} stay unjudged: {judging.listed(unjudged)}"
         raise UnjudgedFault(f"{left}; run this again")
@@ -65,17 +62,15 @@ def table(output_dir: str = "") -> None:
     from utils import judging, plots, sheets, tables, verdicts
 
     items, seed = judging.load(output_dir)
-    calls = {mode: judging.calls(items, mode, seed) for mode in checks.JUDGE_MODES}
-    judges = verdicts.by_judge(verdicts.read(output_dir), [*calls["robust"], *calls["faithful"]])
-    people, note = sheets.read(output_dir, items) or (None, "")
+    calls = [call for mode in checks.JUDGE_MODES for call in judging.calls(items, mode, seed)]
+    judges = verdicts.by_judge(verdicts.read(output_dir), calls)
+    people, note = sheets.read_people(output_dir, items)
     if not judges and not people:
         raise DataFault(f"{output_dir} holds no verdicts and no collected sheets yet")
-    asked = {judge: calls[verdicts.mode_of(given)] for judge, given in judges.items()}
-    built = tables.build(items, asked, judges, people)
-    names = [*judges, *([tables.PEOPLE] if people else [])]
-    tables.write(output_dir, built, names, {tables.PEOPLE: [note]} if people else {})
-    plots.scores({name: built[name] for name in names}, f"{output_dir}/scores.png")
-    print(f"{output_dir}: table.md, table.json, scores.png ({', '.join(names)})")
+    built = tables.build(items, judges, people)
+    tables.write(output_dir, built, note)
+    plots.scores({name: built[name] for name in built["ranks"]}, f"{output_dir}/scores.png")
+    print(f"{output_dir}: table.md, table.json, scores.png ({', '.join(built['ranks'])})")
 
 
 def sheet(
@@ -104,9 +99,9 @@ def collect(
     checks.judging(dict(locals()))
 
     from utils import judging
-    from utils.sheets import collect as read_sheets
+    from utils.sheets import read_filled
 
-    unrated = read_sheets(output_dir, *judging.load(output_dir), sheets)
+    unrated = read_filled(output_dir, *judging.load(output_dir), sheets)
     table(output_dir)
     if unrated:
         raise UnjudgedFault(f"unrated: {'; '.join(unrated)}")

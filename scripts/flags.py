@@ -68,9 +68,7 @@ def commands(path: Path) -> dict[str, list[Flag]]:
     for name, function in names.items():
         told = explained("\n".join(source.splitlines()[function.lineno - 1 : function.end_lineno]))
         texts = {flag: texts.get(flag) or text for flag, text in {**texts, **told}.items()}
-        found[name] = [
-            (flag, kind, default, told[flag] or texts[flag]) for flag, kind, default in signature(function)
-        ]
+        found[name] = [(flag, kind, default, told[flag] or texts[flag]) for flag, kind, default in signature(function)]
     return found
 
 

@@ -72,7 +72,8 @@ def read_prompt(prompt: str) -> tuple[list[str], str]:
 
 class Server(ThreadingHTTPServer):
     """judge: what it thinks; fault(number of the request from 0) -> None, or what goes wrong: a status such as "500",
-    "quota", "reset", "hang", "garbage", "html", "nothing"; ("429", headers), ("text", reply), ("cut", characters).
+    "quota", "reset", "hang", "garbage", "html", "nothing"; ("429", headers), ("text", reply), ("cut", characters),
+    ("bare", reply without all that may be left out), ("long", characters before the key in the error).
 
     asked: the answers, in order, of every request; told: those of every whole reply; keys: Authorization headers;
     times: when each request came.
@@ -164,6 +165,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _html(self, *_: object) -> None:
         self._send(200, "<html>busy</html>", kind="text/html")
+
+    def _bare(self, kind: str, detail: str) -> None:
+        self._send(200, {"choices": [{"message": {"content": detail}}], "usage": {"prompt_tokens": None}})
+
+    def _long(self, kind: str, detail: int) -> None:
+        self._send(400, {"error": {"message": "x" * detail + self.headers["Authorization"]}})
 
     def _nothing(self, *_: object) -> None:
         self._send(200, {"id": "1", "choices": []})

@@ -1,6 +1,6 @@
 """scripts/FLAGS.md is what scripts/flags.py writes, and every flag is explained where it is defined.
 
-    python -m pytest tests/test_flags.py
+python -m pytest tests/test_flags.py
 """
 
 import re

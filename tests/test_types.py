@@ -1,6 +1,6 @@
 """Types: mypy, as pyproject.toml sets it, finds nothing; every function says what it takes and gives.
 
-    python -m pytest tests/test_types.py
+python -m pytest tests/test_types.py
 """
 
 import subprocess

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import journal
+from utils.checks import adapter_names
 from utils.errors import DataFault, EnvironmentFault, ModelFault
 from utils.files import PART, disk_faults, json_text, sha256_file, write_atomic
 from utils.rows import Row
@@ -27,16 +28,17 @@ SETTINGS = (
 Answers = dict[int, dict]
 
 
-def output_file(output_path: str, lora_weights: str, base_model: str) -> Path:
+def output_file(output_path: str, adapter: str, base: str) -> Path:
     """Where the answers go: output_path, else test.json in the adapter's folder, else (a Hub adapter, or none) in
     ./answers-<name>. Its folder is made. Raises EnvironmentFault where nothing can be written."""
     if output_path:
         path = Path(output_path)
-    elif lora_weights and Path(lora_weights).is_dir():
-        path = Path(lora_weights) / "test.json"
+    elif os.path.isdir(adapter):
+        path = Path(adapter) / "test.json"
     else:
-        name = (lora_weights or base_model).rstrip("/").replace("/", "--")
-        path = Path(f"answers-{Path(name).name}") / "test.json"
+        name = adapter or base
+        name = Path(name).resolve().name if os.path.isdir(name) else name.replace("/", "--")
+        path = Path(f"answers-{name}") / "test.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,7 +68,8 @@ def _hash(value: object) -> str:
 
 def begin(flags: Mapping[str, Any], base: Mapping, tuned: Tuned, prompts: Sequence[Row]) -> "Target":
     """The file that the flags of generate.py ask for. Raises what Target raises."""
-    path = output_file(flags["output_path"], flags["lora_weights"], flags["base_model"])
+    (adapter,) = adapter_names(flags["lora_weights"]) or [""]
+    path = output_file(flags["output_path"], adapter, flags["base_model"])
     return Target(path, describe(flags, base, tuned, prompts), prompts, flags["overwrite"])
 
 

@@ -15,17 +15,32 @@ from utils.encode import prompt_ids
 from utils.errors import DataFault, EnvironmentFault
 from utils.generation import Assistant
 from utils.prompter import Prompter
-from utils.rows import Row
+from utils.record import warn
+from utils.rows import Row, unread_keys
 
 
 def encode_all(tokenizer, prompter: Prompter, prompts: Sequence[Row], context: int, source: str) -> list[list[int]]:
-    """The prompts of `source` as ids. Raises DataFault naming those that fill the context (tokens), with counts."""
+    """The prompts of `source` as ids. Warns of keys that are not read, and of outputs that the answers will replace.
+
+    Raises DataFault naming the prompts that fill the context (tokens), with counts.
+    """
+    _warn(prompts, source)
     encoded = [prompt_ids(tokenizer, prompter, row) for row in prompts]
     long = [f"prompt {number} ({len(ids)} tokens)" for number, ids in enumerate(encoded, 1) if len(ids) >= context]
     if long:
         named = ", ".join(long[:20]) + (f" and {len(long) - 20} more" if len(long) > 20 else "")
         raise DataFault(f"{source}: longer than the model's context of {context} tokens: {named}")
     return encoded
+
+
+def _warn(prompts: Sequence[Row], source: str) -> None:
+    unread = unread_keys(prompts)
+    named = ", ".join(f'"{key[:80]}" ({count} rows)' for key, count in unread.most_common(5))
+    if unread:
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        warn(f"{source}: keys that are not used, only copied into the answers: {named}{more}")
+    if replaced := sum("output" in row for row in prompts):
+        warn(f'{source}: the "output" of {replaced} rows gives place to the answer (a "reference" is kept)')
 
 
 def answer_all(target: Target, prompts: Sequence[list[int]], assistant: Assistant, batch_tokens: int) -> None:
@@ -35,7 +50,8 @@ def answer_all(target: Target, prompts: Sequence[list[int]], assistant: Assistan
     Raises EnvironmentFault where the memory is too small for one prompt.
     """
     sampling = assistant.sampling
-    batches = plan(prompts, sampling.max_new_tokens, batch_tokens // sampling.num_beams)
+    most = min(sampling.max_new_tokens, assistant.context)
+    batches = plan(prompts, most, batch_tokens // sampling.num_beams)
     batches = [[index for index in batch if index not in target.done] for batch in batches]
     tokens = 0
     with tqdm(total=len(prompts), initial=len(target.done), desc="answering", unit="prompt", disable=None) as bar:

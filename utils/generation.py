@@ -199,17 +199,23 @@ class Assistant:
         prompt = self.prompt_ids({"instruction": instruction, "input": input, "history": list(history)})
         sampling = replace(self.sampling, **settings)
         if len(prompt) >= self.context:
-            raise DataFault(f"the prompt has {len(prompt)} tokens, the model's context {self.context}")
+            raise DataFault(
+                f"提示有 {len(prompt)} 个 token，模型的上下文只有 {self.context}。"
+                f"The prompt has {len(prompt)} tokens, the model's context {self.context}."
+            )
         if sampling.num_beams > 1 and sampling.temperature > 0:
-            raise ArgumentFault("beams search, a temperature above 0 draws: choose one")
+            raise ArgumentFault(
+                "束宽大于 1 与温度大于 0 不能同时使用。Beams search, a temperature above 0 draws: choose one."
+            )
         return self._stream(prompt, sampling)
 
     def _stream(self, prompt: list[int], sampling: Sampling) -> Iterator[str]:
         if sampling.num_beams > 1:
             yield from self._search(prompt, sampling)
             return
-        decoder = Decoder(self.model, [prompt], sampling, self.tokenizer.pad_token_id, guess=True)
-        answer = Answer(self.tokenizer, sampling.stop, min(sampling.max_new_tokens, self.context - len(prompt)))
+        most = min(sampling.max_new_tokens, self.context - len(prompt))
+        decoder = Decoder(self.model, [prompt], sampling, self.tokenizer.pad_token_id, guess=len(prompt) + most)
+        answer = Answer(self.tokenizer, sampling.stop, most)
         while not answer.finish_reason:
             with self._lock:
                 self._activate()

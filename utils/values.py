@@ -49,8 +49,8 @@ def users(auth: str) -> list[tuple[str, str]]:
         lines = Path(auth).read_text(encoding="utf-8-sig").splitlines() if is_file else [auth]
     except UnicodeDecodeError:
         raise ArgumentFault(f"--auth: {auth} is not UTF-8") from None
-    pairs = [tuple(line.strip().split(":", 1)) for line in lines if line.strip()]
-    if not pairs or not all(len(pair) == 2 and all(pair) for pair in pairs):
+    pairs = [(name, word) for name, _, word in (line.strip().partition(":") for line in lines if line.strip())]
+    if not pairs or not all(name and word for name, word in pairs):
         where = auth if is_file else "the value"
         raise ArgumentFault(f"--auth: {where} is neither USER:PASSWORD nor a file with a line of it for each user")
     return pairs
@@ -83,5 +83,6 @@ def check_port(name: str, port: int) -> None:
     try:
         socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET).close()
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno > 0 else "no such name"  # below 0 it is the resolver's
+        number = error.errno or 0  # below 0 it is the resolver's
+        reason = os.strerror(number) if number > 0 else "no such name"
         raise EnvironmentFault(f"--server_port: {port} of {name} cannot be had: {reason}") from None

@@ -22,7 +22,7 @@ from utils import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"temperature": 0, "top_p": 0.75, "top_k": 40, "num_beams": 1, "max_new_tokens": 16, "seed": 42}
-FULL = 503
+FULL = 429
 
 
 def main(
