@@ -34,8 +34,8 @@ def train(
     use_rslora: bool = False,
     # what is learned from
     train_on_inputs: bool = True,  # True: the loss counts prompts too; False: answers only
-    last_turn_only: bool = False,
-    add_eos_token: bool = False,
+    last_turn_only: bool = False,  # of a row with history only the last answer is learned, not every one
+    add_eos_token: bool = False,  # accepted for Alpaca-LoRA's sake; an answer ends with EOS unless it is truncated
     group_by_length: bool = False,  # rows of like length share a step
     # loggers
     wandb_project: str = "",  # log there too (pip install wandb)
@@ -46,31 +46,26 @@ def train(
     # where it starts, and what of the earlier stages it keeps
     resume_from_checkpoint: str = "",
     force_base: bool = False,  # accept an adapter that was trained on another base
-    replay: float = 0.0,
+    replay: float = 0.0,  # share of rows of the earlier stages to mix in (0.05: one for twenty of this stage's own)
     max_forget: float = float("inf"),
     prompt_template_name: str = "alpaca",  # one of templates/
     load_8bit: bool = True,  # the frozen base in 8 bits
     load_4bit: bool = False,  # in 4 bits (with load_8bit False)
-    dtype: str = "auto",
+    dtype: str = "auto",  # of a base that is not quantised: auto (its own), float32, bfloat16 or float16
     fast: bool = True,
     seed: int = 42,  # of the order, the split, the dropout, the new adapter
     overwrite: bool = False,  # what lies in output_dir is moved aside first
-    dry_run: bool = False,
+    dry_run: bool = False,  # show what the model would see, the steps and the memory needed, and stop
 ) -> None:
     """Train one LoRA stage and leave the best adapter, run.json, metrics.jsonl and loss.png in output_dir.
 
     data_path: .json, .jsonl or a Hub name, or several (a.json,b.json); rows of instruction, input, output, history.
     data_mix: their shares in the training (0.7,0.3); no row is used twice, so some of a file may stay unused.
     use_rslora: the scale is alpha / sqrt(r), not alpha / r. neftune_noise_alpha: of the noise on embeddings, 5 say.
-    last_turn_only: of a row with history only the last answer is learned, not every one.
     resume_from_checkpoint: the adapter folder of the stage before; nothing ever trains from scratch instead.
     lora_r, lora_alpha, lora_target_modules, use_rslora and the template are inherited; force_base accepts another base.
-    replay: share of rows of the earlier stages to mix in (0.05: one for twenty of this stage's own).
     max_forget: the stage fails when the validation loss of an earlier one rises by more (nats per answer token).
     fast: rows without padding, fused LoRA products, the loss in parts; False is the plain path, which it must equal.
-    dry_run: show what the model would see, the steps and the memory needed, without loading weights, and stop.
-    dtype: of a base that is not quantised: auto (its own), float32, bfloat16 or float16.
-    add_eos_token: accepted for Alpaca-LoRA's sake; an answer always ends with EOS unless it is truncated.
     """
     flags = dict(locals())
 
