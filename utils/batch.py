@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from utils import ranks, runtime
 from utils.answers import Answers, Target
@@ -19,7 +20,9 @@ from utils.record import warn
 from utils.rows import Row, unread_keys
 
 
-def encode_all(tokenizer, prompter: Prompter, prompts: Sequence[Row], context: int, source: str) -> list[list[int]]:
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, prompter: Prompter, prompts: Sequence[Row], context: int, source: str
+) -> list[list[int]]:
     """The prompts of `source` as ids. Warns of keys that are not read, and of outputs that the answers will replace.
 
     Raises DataFault naming the prompts that fill the context (tokens), with counts.

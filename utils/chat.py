@@ -54,8 +54,7 @@ class Chat:
 
     def about(self, name: object) -> str:
         """The line about one of `names`. Raises DataFault."""
-        self._assistant(name)
-        return self._about[name]
+        return self._about[self._known(name)]
 
     def respond(
         self, name: object, instruction: object, input: object, history: Turns, settings: Mapping[str, object]
@@ -67,7 +66,7 @@ class Chat:
         raised as a DataFault of one line.
         """
         try:
-            assistant = self._assistant(name)
+            assistant = self._assistants[self._known(name)]
             instruction, input = _text("message", instruction), _text("input", input)
             if not instruction.strip():
                 raise DataFault("请输入内容。The message is empty.")
@@ -77,7 +76,7 @@ class Chat:
                 key: _number(key, settings.get(key, self.defaults[key]), *limits) for key, limits in self.ranges.items()
             }
             answered = [turn for turn in history if turn[1].strip()]  # not those stopped before their first word
-            turns, notice = _fitting(assistant, instruction, input, answered, chosen["max_new_tokens"])
+            turns, notice = _fitting(assistant, instruction, input, answered, int(chosen["max_new_tokens"]))
             for text in assistant.respond(instruction, input, turns, **chosen):
                 yield Piece(text, notice)
         except Fault as fault:
@@ -87,10 +86,10 @@ class Chat:
             print(f"an answer failed: {line}", file=sys.stderr)
             raise DataFault(f"回答失败。The answer failed: {line}") from None
 
-    def _assistant(self, name: object) -> Assistant:
+    def _known(self, name: object) -> str:
         if not isinstance(name, str) or name not in self._assistants:
             raise DataFault(f"unknown model; there are {', '.join(self.names)}")
-        return self._assistants[name]
+        return name
 
 
 def _text(what: str, value: object) -> str:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from utils import ranks
@@ -23,7 +24,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 WANDB = {"watch": ("false", "gradients", "parameters", "all"), "log_model": ("false", "true", "end", "checkpoint")}
 
 
-def training(flags: Mapping[str, object], given: frozenset[str]) -> None:
+def training(flags: Mapping[str, Any], given: frozenset[str]) -> None:
     """Check the flags of finetune.py, `given` being those of the command line.
 
     Raises ArgumentFault listing every problem, EnvironmentFault for a logger that is asked for and not installed.
@@ -59,7 +60,7 @@ def training(flags: Mapping[str, object], given: frozenset[str]) -> None:
     _loggers(flags)
 
 
-def answering(flags: Mapping[str, object]) -> None:
+def answering(flags: Mapping[str, Any]) -> None:
     """Check the flags of generate.py. Raises ArgumentFault listing every problem, EnvironmentFault for a taken port."""
     problems = [
         *_base(flags["base_model"]),
@@ -78,7 +79,7 @@ def answering(flags: Mapping[str, object]) -> None:
         check_port(flags["server_name"], flags["server_port"])
 
 
-def merging(flags: Mapping[str, object]) -> None:
+def merging(flags: Mapping[str, Any]) -> None:
     """Check the flags of merge_lora.py. Raises ArgumentFault listing every problem."""
     adapters = adapter_names(flags["lora_model"])
     named = {**flags, **{f"lora_model {name}": name for name in adapters}}
@@ -100,7 +101,7 @@ def adapter_names(lora_model: str) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
-def judging(flags: Mapping[str, object]) -> dict[str, str]:
+def judging(flags: Mapping[str, Any]) -> dict[str, str]:
     """Check the flags of judge.py, those that a command has. Returns {system: answers file} of --answers.
 
     Raises ArgumentFault listing every problem.
@@ -139,7 +140,7 @@ def _refuse(problems: list[str]) -> None:
         raise ArgumentFault("; ".join(problems))
 
 
-def _positive(flags: Mapping[str, object], *names: str) -> list[str]:
+def _positive(flags: Mapping[str, Any], *names: str) -> list[str]:
     return [f"--{name}: {flags[name]} is not above 0" for name in names if flags[name] <= 0]
 
 
@@ -210,7 +211,7 @@ def _data_name(name: str) -> list[str]:
     return [] if is_hub_name(name) and not is_named_so else [f"--data_path: {name} does not exist"]
 
 
-def _precision(flags: Mapping[str, object]) -> list[str]:
+def _precision(flags: Mapping[str, Any]) -> list[str]:
     if ranks.shards_base() and flags["load_8bit"]:
         return ["--load_8bit: 8-bit weights cannot be sharded over processes (--load_4bit True --load_8bit False)"]
     problems = []
@@ -226,7 +227,7 @@ def _template(flag: str, name: str) -> list[str]:
     return [f"--{flag}: {problem}"] if problem else []
 
 
-def _output(flags: Mapping[str, object], *inputs: str) -> list[str]:
+def _output(flags: Mapping[str, Any], *inputs: str) -> list[str]:
     output = flags["output_dir"]
     if not output:
         return ["--output_dir is missing"]
@@ -240,7 +241,7 @@ def _output(flags: Mapping[str, object], *inputs: str) -> list[str]:
     return problems + (_moved_with(here, flags, *inputs) if flags.get("overwrite") and not same else [])
 
 
-def _moved_with(output: Path, flags: Mapping[str, object], *inputs: str) -> list[str]:
+def _moved_with(output: Path, flags: Mapping[str, Any], *inputs: str) -> list[str]:
     """What --overwrite would move away together with the old output, and the run still needs."""
     named = [(f"--{name}", path) for name in inputs for path in data_names(flags[name] or "")]
     inside = [
@@ -251,7 +252,7 @@ def _moved_with(output: Path, flags: Mapping[str, object], *inputs: str) -> list
     return [f"--overwrite: would move {', '.join(inside)} away with --output_dir"] if inside else []
 
 
-def _sampling(flags: Mapping[str, object]) -> list[str]:
+def _sampling(flags: Mapping[str, Any]) -> list[str]:
     problems = []
     temperature = flags["temperature"]
     if not (math.isfinite(temperature) and (temperature == 0 or temperature >= LEAST_TEMPERATURE)):
@@ -271,7 +272,7 @@ def _said(read: Callable[..., object], *values: object) -> list[str]:
     return []
 
 
-def _page(flags: Mapping[str, object]) -> list[str]:
+def _page(flags: Mapping[str, Any]) -> list[str]:
     if ranks.world_size() > 1:
         return ["--is_ui: the page is one process; start it with python, without a launcher"]
     problems = _said(users, flags["auth"])
@@ -289,7 +290,7 @@ def _page(flags: Mapping[str, object]) -> list[str]:
     return problems
 
 
-def _batch(flags: Mapping[str, object]) -> list[str]:
+def _batch(flags: Mapping[str, Any]) -> list[str]:
     path = flags["test_input_path"]
     if not path:
         return ["--test_input_path is missing: the prompts to answer, a .json or .jsonl file, or a folder of them"]
@@ -306,7 +307,7 @@ def _batch(flags: Mapping[str, object]) -> list[str]:
     return problems
 
 
-def _earlier(flags: Mapping[str, object]) -> list[str]:
+def _earlier(flags: Mapping[str, Any]) -> list[str]:
     problems = []
     if not 0 <= flags["replay"] <= 1:
         problems.append(f"--replay: {flags['replay']} is not a share in [0, 1]")
@@ -320,14 +321,14 @@ def _earlier(flags: Mapping[str, object]) -> list[str]:
     return problems
 
 
-def _loggers(flags: Mapping[str, object]) -> None:
+def _loggers(flags: Mapping[str, Any]) -> None:
     asked = {"wandb": flags["wandb_project"], "tensorboard": flags["tensorboard"]}
     for package, wanted in asked.items():
         if wanted and importlib.util.find_spec(package) is None:
             raise EnvironmentFault(f"{package} is asked for and not installed: pip install {package}")
 
 
-def _judge(flags: Mapping[str, object]) -> list[str]:
+def _judge(flags: Mapping[str, Any]) -> list[str]:
     problems = [] if flags["model"] else ["--model is missing: the judge's model, such as gpt-4"]
     url = urlsplit(flags["base_url"])
     if url.scheme not in ("http", "https") or not url.hostname:

@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from utils import ranks
 from utils.errors import ArgumentFault, EnvironmentFault, Fault
@@ -48,7 +49,7 @@ def run(
     debug = "--debug" in argv  # until the line is read
     try:
         values = parse(main, argv)
-        debug = _bool(values.pop("debug", "False"))
+        debug = _bool(str(values.pop("debug", "False")))
         if not debug:  # the libraries' notes to their own developers
             warnings.simplefilter("ignore", FutureWarning)
             logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
@@ -122,7 +123,7 @@ def _call(main: Callable[..., None], values: dict[str, str | list[str]]) -> None
     global _given
     _given = frozenset(values)
     parameters = inspect.signature(main).parameters
-    words = values.pop(_free_words(parameters), [])
+    words = values.pop(_free_words(parameters) or "", [])
     SetParseFns(**{name: _parser(p.annotation) for name, p in parameters.items()})(main)
     SetParseFn(str)(main)  # what stands without a flag
     fire.Fire(main, command=[*words, *(f"--{name}={value}" for name, value in values.items())])
@@ -142,11 +143,12 @@ def parse(main: Callable[..., None], argv: list[str]) -> dict[str, str | list[st
     words = _free_words(parameters)
     values: dict[str, str | list[str]] = {}
     problems = []
+    free: list[str] = []
     tokens = list(argv)
     while tokens:
         token = tokens.pop(0)
         if words and not token.startswith("-"):
-            values.setdefault(words, []).append(token)
+            free.append(token)
             continue
         name, equals, value = token.removeprefix("--").partition("=")
         if not token.startswith("--") or name not in parameters or name == words:
@@ -171,7 +173,7 @@ def parse(main: Callable[..., None], argv: list[str]) -> dict[str, str | list[st
             problems.append(f"--{name}: {error}")
     if problems:
         raise ArgumentFault("; ".join(problems))
-    return values
+    return values | {words: free} if words and free else values
 
 
 def _unknown(token: str, name: str, parameters: dict) -> str:
@@ -183,8 +185,9 @@ def _unknown(token: str, name: str, parameters: dict) -> str:
     return f"unknown flag --{name}{hint}"
 
 
-def _parser(annotation: object) -> Callable[[str], object]:
-    return {bool: _bool, int: _int, float: _float, str: str}.get(annotation, _names)
+def _parser(annotation: Any) -> Callable[[str], object]:
+    parsers: dict[Any, Callable[[str], object]] = {bool: _bool, int: _int, float: _float, str: str}
+    return parsers.get(annotation, _names)
 
 
 def _bool(text: str) -> bool:

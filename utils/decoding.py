@@ -8,10 +8,11 @@ A row's text does not depend on its neighbours (up to rounding: in float32 it is
 import hashlib
 import inspect
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.cache_utils import Cache, DynamicLayer
 
 BLOCK = 64  # columns that a buffer of keys or values has to spare
@@ -43,7 +44,12 @@ class GrowingLayer(DynamicLayer):
     transformers' own DynamicLayer copies all of them for every token.
     """
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append columns; returns all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -82,13 +88,18 @@ class Decoder:
     said itself is kept (up to rounding: in float32 the same text). 0: no guesses.
     """
 
-    def __init__(self, model, prompts: list[list[int]], sampling: Sampling, pad_id: int, guess: int = 0):
+    def __init__(
+        self, model: PreTrainedModel, prompts: list[list[int]], sampling: Sampling, pad_id: int, guess: int = 0
+    ):
         self.model, self._prompts, self._pad_id = model, prompts, pad_id
         self.rows = list(range(len(prompts)))
         self._places = list(self.rows)  # of the tensors: some of them may have ended
         self._choose = _drawing(prompts, sampling) if sampling.temperature > 0 else _highest
         self._cache: Cache | None = None
-        self._said = list(prompts[0]) if guess and len(prompts) == 1 and not sampling.temperature else None
+        self._last: torch.Tensor  # (rows, 1)
+        self._mask: torch.Tensor  # (rows, all tokens)
+        self._guesses = guess and len(prompts) == 1 and not sampling.temperature
+        self._said = list(prompts[0]) if self._guesses else []
         self._most = guess
         self._ahead: list[int] = []
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter is around it
@@ -97,25 +108,25 @@ class Decoder:
     @torch.inference_mode()
     def step(self) -> list[int]:
         """One token for each of `rows`, in their order."""
-        if self._said is not None and self._cache is not None:
-            return [self._next()]
+        if self._guesses and self._cache is not None:
+            return [self._next(self._cache)]
         logits = self._read() if self._cache is None else self._forward(self._last, self._mask, self._cache)[:, -1]
         self._last = self._choose(logits.float(), self._places)[:, None]
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], 1)
         tokens = dict(zip(self._places, self._last.flatten().tolist()))
-        if self._said is not None:
+        if self._guesses:
             self._said.append(tokens[0])
         return [tokens[row] for row in self.rows]
 
-    def _next(self) -> int:
+    def _next(self, cache: Cache) -> int:
         """The next token of the only row: one that was read ahead, or the first of those that the model agrees with."""
         if not self._ahead:
             guessed = _followed(self._said)[: max(0, self._most - len(self._said) - 1)]  # one more is found behind it
             ids = torch.tensor([[self._said[-1], *guessed]], device=self._mask.device)
             mask = self._mask.new_ones(1, len(self._said) + len(guessed))
-            found = self._forward(ids, mask, self._cache, len(guessed) + 1)[0].float().argmax(-1).tolist()
+            found = self._forward(ids, mask, cache, len(guessed) + 1)[0].float().argmax(-1).tolist()
             right = next((n for n, (one, two) in enumerate(zip(guessed, found)) if one != two), len(guessed))
-            self._cache.crop(right - len(guessed))
+            cache.crop(right - len(guessed))
             self._ahead = found[: right + 1]
         self._said.append(self._ahead.pop(0))
         return self._said[-1]
@@ -124,7 +135,7 @@ class Decoder:
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only. Those that end leave the tensors when they are enough to be worth a copy."""
         self.rows = rows
-        if rows and len(rows) <= len(self._places) * (1 - DEAD):
+        if self._cache is not None and rows and len(rows) <= len(self._places) * (1 - DEAD):
             kept = torch.tensor([self._places.index(row) for row in rows], device=self._mask.device)
             self._cache.batch_select_indices(kept)
             self._last, self._mask, self._places = self._last[kept], self._mask[kept], list(rows)
@@ -205,7 +216,7 @@ def _highest(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
     return logits.argmax(-1)
 
 
-def _drawing(prompts: list[list[int]], sampling: Sampling):
+def _drawing(prompts: list[list[int]], sampling: Sampling) -> Callable[[torch.Tensor, list[int]], torch.Tensor]:
     """A chooser that draws each row's token with a generator of its own, seeded by the seed and the prompt: threads do
     not disturb each other, and a prompt's answer does not depend on where it stands."""
     generators = [torch.Generator().manual_seed(_seed(prompt, sampling.seed)) for prompt in prompts]

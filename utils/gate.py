@@ -8,6 +8,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 MOST_BYTES = 2_000_000  # of a request: the longest message, six bytes a character, with its conversation's settings
 POSTS = re.compile(r"(/login|/gradio_api/(queue/join|cancel|reset|(call|run|api)/.+))/?")  # no uploads, no recordings
@@ -42,10 +43,10 @@ class Guard:
     told, else when so much has come. What fails behind it is answered (500), with one line on our own screen: Gradio
     would close the connection."""
 
-    def __init__(self, app):
+    def __init__(self, app: ASGIApp):
         self.app = app
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from utils import ranks, runtime
@@ -47,7 +48,7 @@ class Cadence(TrainerCallback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _remember(self, number, frame) -> None:
+    def _remember(self, number: int, frame: object) -> None:
         self.received = signal.Signals(number)
 
     def agree(self) -> signal.Signals | None:
@@ -55,7 +56,7 @@ class Cadence(TrainerCallback):
         self.signal = max(filter(None, runtime.gathered(self.received)), default=self.signal)
         return self.signal
 
-    def _due(self, state) -> bool:
+    def _due(self, state: TrainerState) -> bool:
         return state.global_step % self.every == 0 or state.global_step >= state.max_steps
 
     def owes_evaluation(self, checkpoint: Path | None) -> bool:
@@ -67,7 +68,9 @@ class Cadence(TrainerCallback):
         done = any("eval_loss" in log and log["step"] == state.global_step for log in state.log_history)
         return self._due(state) and not done
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> TrainerControl:
         """Set the Trainer's flags for this step."""
         due = self._due(state)
         self.agree()
@@ -82,7 +85,7 @@ class Metrics(TrainerCallback):
 
     def __init__(self, folder: Path):
         self.path = folder / METRICS
-        self.trainer = None  # set by training.build; a StageTrainer
+        self.trainer: Any = None  # set by training.build; a StageTrainer
         self.tokens, self.seconds = 0, 0.0  # of the steps of this process
 
     def begin_at(self, checkpoint: Path | None) -> None:
@@ -90,11 +93,20 @@ class Metrics(TrainerCallback):
         if ranks.is_first():
             write_atomic(self.path, (checkpoint / METRICS).read_bytes() if checkpoint else "")
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Start the step's clock: evaluating and saving do not count."""
         self.begin = time.monotonic()
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: object,
+    ) -> None:
         """Append what the Trainer logs for this step, and stop its clock: only now is a GPU done with it."""
         known = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch")
         line = {"step": state.global_step} | {key: logs[key] for key in known if key in logs}
@@ -114,7 +126,7 @@ class Metrics(TrainerCallback):
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def _refuse_spoiled(self, args, step: int, logs: dict) -> None:
+    def _refuse_spoiled(self, args: TrainingArguments, step: int, logs: dict) -> None:
         """Stop before a spoiled adapter is saved; the checkpoint before it stays. Under fp16 the scaler meets infinite
         gradients on purpose and skips them."""
         loss, gradient = logs["loss"], logs.get("grad_norm", 0.0)
@@ -135,12 +147,16 @@ class Bar(ProgressCallback):
         self.metrics = metrics
         self.losses: dict[str, str] = {}
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Begin the bar where the run begins, or goes on."""
         self.current_step = state.global_step
         self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=None)
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """The line in a log."""
         if self.training_bar is not None and self.training_bar.disable:
             speed = f"tokens_per_s={self._speed():.0f}"
@@ -150,7 +166,14 @@ class Bar(ProgressCallback):
     def _speed(self) -> float:
         return self.metrics.tokens / max(self.metrics.seconds, 1e-9)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **kwargs: object,
+    ) -> None:
         """Show the speed and the losses."""
         self.losses |= {key: f"{logs[key]:.3f}" for key in ("loss", "eval_loss") if key in logs}
         if self.training_bar is not None:

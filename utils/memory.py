@@ -28,6 +28,7 @@ ALLOCATOR (KEEPING) is what lies between the pieces: of memory that is freed, a 
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import datasets
 import numpy
@@ -41,7 +42,7 @@ ALLOCATOR, KEEPING = 1.3, 1.4  # measured with glibc's allocator over steps of m
 
 
 def estimate(
-    model, rows: datasets.Dataset, flags: Mapping[str, object], device: torch.device, recompute: bool = False
+    model: nn.Module, rows: datasets.Dataset, flags: Mapping[str, Any], device: torch.device, recompute: bool = False
 ) -> dict[str, int]:
     """Bytes that training takes at its peak: {"libraries", "weights", "adapter", "optimizer", "activations", "logits"}.
 
@@ -68,7 +69,7 @@ def estimate(
     }
 
 
-def must_recompute(model, rows: datasets.Dataset, flags: Mapping[str, object], device: torch.device) -> bool:
+def must_recompute(model: nn.Module, rows: datasets.Dataset, flags: Mapping[str, Any], device: torch.device) -> bool:
     """Whether the run's activations, all kept, do not fit what is free on the device, so that each layer's are to be
     computed again in the backward pass; a line with the figures then says so.
 
@@ -92,7 +93,7 @@ def free_bytes(device: torch.device) -> int:
     return free if device.type == "cuda" else free // ranks.local_size() + psutil.Process().memory_info().rss
 
 
-def advice(needed: Callable[[Mapping[str, object]], int], flags: Mapping[str, object], free: int) -> str:
+def advice(needed: Callable[[Mapping[str, Any]], int], flags: Mapping[str, Any], free: int) -> str:
     """The flags to change so that a run fits, the mildest change first. needed: flags -> bytes."""
     batch, micro, cutoff = flags["batch_size"], flags["micro_batch_size"], flags["cutoff_len"]
     changes = [{"micro_batch_size": size} for size in range(micro - 1, 0, -1) if batch % size == 0]
@@ -106,18 +107,18 @@ def advice(needed: Callable[[Mapping[str, object]], int], flags: Mapping[str, ob
     return "no flag makes it fit: a smaller base or a larger device"
 
 
-def _bytes_of_a_number(model, flags: Mapping[str, object], device: torch.device) -> int:
+def _bytes_of_a_number(model: nn.Module, flags: Mapping[str, Any], device: torch.device) -> int:
     """Of the base's activations. A quantised base computes in float32, its norms and embeddings being held in it."""
     if _is_quantised(flags):
         return 4
     return runtime.compute_dtype(flags["dtype"], model.config.dtype or torch.float32, device).itemsize
 
 
-def _is_quantised(flags: Mapping[str, object]) -> bool:
+def _is_quantised(flags: Mapping[str, Any]) -> bool:
     return bool(flags["load_8bit"] or flags["load_4bit"])
 
 
-def _weights(model, number: int, flags: Mapping[str, object]) -> int:
+def _weights(model: nn.Module, number: int, flags: Mapping[str, Any]) -> int:
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     linear = sum(layer.weight.numel() for layer in _linear_layers(model))
     size, rest = (0.55 if flags["load_4bit"] else 1, 4) if _is_quantised(flags) else (number, number)
@@ -125,7 +126,7 @@ def _weights(model, number: int, flags: Mapping[str, object]) -> int:
     return int(size * linear / pieces) + rest * (frozen - linear)
 
 
-def _linear_layers(model) -> list[nn.Linear]:
+def _linear_layers(model: nn.Module) -> list[nn.Linear]:
     """The base's linear layers, those that quantisation packs: all but the one that makes the logits."""
     head = model.get_output_embeddings()
     return [
@@ -135,7 +136,7 @@ def _linear_layers(model) -> list[nn.Linear]:
     ]
 
 
-def _kept_of_a_token(model, length: int, number: int, flags: Mapping[str, object], device: torch.device) -> int:
+def _kept_of_a_token(model: nn.Module, length: int, number: int, flags: Mapping[str, Any], device: torch.device) -> int:
     """Bytes that autograd keeps for one token in all layers: see the tables above."""
     config = model.config.get_text_config()
     hidden, heads = config.hidden_size, config.num_attention_heads
@@ -160,11 +161,13 @@ def _kept_of_a_token(model, length: int, number: int, flags: Mapping[str, object
     return kept
 
 
-def _is_packed(model, flags: Mapping[str, object]) -> bool:
+def _is_packed(model: nn.Module, flags: Mapping[str, Any]) -> bool:
     return bool(flags["fast"]) and fast.can_pack(model)
 
 
-def _largest_batch(rows: datasets.Dataset, model, flags: Mapping[str, object], device) -> tuple[int, int, int]:
+def _largest_batch(
+    rows: datasets.Dataset, model: nn.Module, flags: Mapping[str, Any], device: torch.device
+) -> tuple[int, int, int]:
     """(tokens, length of a row, tokens whose logits exist) at once: the micro batch of the longest rows, padded to the
     longest; on the fast path its largest part."""
     lengths = numpy.minimum(rows["length"][:], flags["cutoff_len"])

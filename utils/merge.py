@@ -29,7 +29,7 @@ class Scratch:
     While one tensor is proven the next one is computed, so a piece is free again when it is asked for.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.pieces = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
 
     def like(self, empty: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,8 @@ def write(plan: Plan, target: Path) -> dict:
             marks.append(time.perf_counter())
             for key, before, after in zip(seconds, marks, marks[1:]):
                 seconds[key] += after - before
-        proofs[pending[0]] = pending[1].result()
+        if pending:
+            proofs[pending[0]] = pending[1].result()
     writer.close()
     _copy_small_files(plan, target)
     if _kinds(weights.layout(target)) != _kinds(plan.layout):

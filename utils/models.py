@@ -15,6 +15,9 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     LlamaTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )  # fmt: skip
 from transformers.utils import logging as transformers_logging
 
@@ -26,7 +29,7 @@ LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "us
 transformers_logging.set_verbosity_error()  # its load report is replaced by the checks below
 
 
-def load_config(folder: Path):
+def load_config(folder: Path) -> PreTrainedConfig:
     """The base's configuration. Raises ModelFault where it is missing, unreadable, needs code of its own, or is not of
     a model that continues a text: one that sees the words behind, too, would learn to copy them.
     """
@@ -50,7 +53,7 @@ def _stored_dtype(folder: Path) -> torch.dtype | None:
         return None
 
 
-def load_tokenizer(folder: Path | str):
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     """The tokenizer with EOS and a padding id set; text such as "</s>" in data is text, never a special token.
 
     LLaMA has no padding token: id 0 (unk) is used, as in Alpaca-LoRA; padding is masked, so any id serves. BLOOM's is
@@ -78,7 +81,9 @@ def load_tokenizer(folder: Path | str):
     return tokenizer
 
 
-def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device: torch.device):
+def load_base(
+    folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device: torch.device
+) -> PreTrainedModel:
     """The base model for training or answers, every weight accounted for.
 
     Unquantised it keeps its dtype (see runtime.compute_dtype). Raises ModelFault for missing, unexpected or unreadable
@@ -128,7 +133,7 @@ def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device
     return model
 
 
-def prepare_for_training(model, *, recompute: bool = False):
+def prepare_for_training(model: PreTrainedModel, *, recompute: bool = False) -> PreTrainedModel:
     """A base made ready for gradients: a quantised one has its norms in float32; with `recompute` each layer keeps
     nothing but its input, and computes its activations again, dropout included, when the backward pass needs them.
 
@@ -145,14 +150,14 @@ def prepare_for_training(model, *, recompute: bool = False):
     return model
 
 
-def empty_base(folder: Path):
+def empty_base(folder: Path) -> PreTrainedModel:
     """The base as its configuration draws it: all names and shapes, no weights, no memory."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(load_config(folder), trust_remote_code=False)
 
 
 def add_lora(
-    model,
+    model: PreTrainedModel,
     lora_r: int,
     lora_alpha: int,
     lora_dropout: float,

@@ -5,9 +5,10 @@ of a part together, and in padded ones that of the longest.
 """
 
 import torch
+from torch import nn
 
 
-def add_noise(model, alpha: float) -> None:
+def add_noise(model: nn.Module, alpha: float) -> None:
     """From now on, in training mode, every number of an embedding gets noise of its own, uniform in
     ± alpha / sqrt(tokens of its row without padding * channels). An alpha of 0 changes nothing.
 
@@ -16,16 +17,16 @@ def add_noise(model, alpha: float) -> None:
     """
     if not alpha:
         return
-    lengths = []
+    lengths: list[torch.Tensor] = []
 
-    def remember(module, given, named):
+    def remember(module: nn.Module, given: tuple, named: dict) -> None:
         if "row_lengths" in named:
             tokens = torch.tensor(named["row_lengths"])
             lengths[:] = [tokens.repeat_interleave(tokens)[None]]
         else:
             lengths[:] = [named["attention_mask"].sum(1, keepdim=True)]
 
-    def disturb(embedding, given, embedded):
+    def disturb(embedding: nn.Module, given: tuple, embedded: torch.Tensor) -> torch.Tensor:
         if not embedding.training:
             return embedded
         most = alpha / (lengths[0].to(embedded.device)[..., None] * embedded.shape[-1]).sqrt()

@@ -5,6 +5,7 @@ accelerate's own FSDP would cut the adapter too, and does nothing on a CPU; so i
 """
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -15,7 +16,7 @@ from utils import ranks
 STORAGE = torch.bfloat16  # of packed 4-bit weights: pieces of it can be put together again, pieces of uint8 cannot
 
 
-def shard(model, device: torch.device) -> None:
+def shard(model: nn.Module, device: torch.device) -> None:
     """Cut the decoder layers under an adapter into pieces, where a launcher asks for it, the adapter left whole. The
     wrapper that averages the adapter's gradients leaves the pieces alone."""
     if not ranks.shards_base():

@@ -98,10 +98,15 @@ def _decoded(path: Path, number: int, raw: bytes) -> str:
         raise _not_utf8(path, error, number) from None
 
 
+def _behind_blanks(text: str, position: int) -> int:
+    found = _BLANKS.match(text, position)
+    return found.end() if found else position
+
+
 def line_values(path: Path, number: int, raw: bytes) -> Iterator[object]:
     """The values on line `number` of a JSON Lines file, whose bytes are `raw`. Raises as read_values does."""
     text = _decoded(path, number, raw.rstrip(b"\r\n"))  # a fault at the end of a line is on that line
-    position = _BLANKS.match(text).end()
+    position = _behind_blanks(text, 0)
     while position < len(text):
         try:
             value, end = _DECODER.raw_decode(text, position)
@@ -111,7 +116,7 @@ def line_values(path: Path, number: int, raw: bytes) -> Iterator[object]:
             line = _Window(path, text, number, position)
             value, end = line.value(), line.position
         yield value
-        position = _BLANKS.match(text, end).end()
+        position = _behind_blanks(text, end)
 
 
 def _read_array(path: Path, file: BinaryIO) -> Iterator[tuple[int, object]]:
@@ -144,10 +149,10 @@ class _Window:
 
     def next_character(self, skipped: int = 0) -> str:
         """Go behind so many characters to the next one that is not blank, and return it; "" at the end."""
-        self._go_to(_BLANKS.match(self.text, self.position + skipped).end())
+        self._go_to(_behind_blanks(self.text, self.position + skipped))
         while self.position == len(self.text) and self.file is not None:
             self._read_on()
-            self._go_to(_BLANKS.match(self.text, self.position).end())
+            self._go_to(_behind_blanks(self.text, self.position))
         return self.text[self.position : self.position + 1]
 
     def value(self) -> object:
@@ -188,7 +193,7 @@ class _Window:
     def _read_on(self) -> None:
         """Read the next block, at least as long as what is kept: a huge value is not parsed again and again."""
         kept = self.text[self.position :]
-        data = self.file.read(max(_BLOCK, len(kept)))
+        data = self.file.read(max(_BLOCK, len(kept))) if self.file else b""
         try:
             self.text = kept + self._decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:

@@ -8,15 +8,19 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from utils import adapters, checkpoint, fast, hooks, neftune, ranks, runtime, sharding
@@ -49,7 +53,9 @@ def plan(rows: int, batch_size: int, num_epochs: int) -> Plan:
     return Plan(total, warmup=min(100, total // 10), every=max(1, min(200, total // 5)))
 
 
-def label_loss(model, inputs: dict[str, torch.Tensor], head=None) -> tuple[torch.Tensor, int]:
+def label_loss(
+    model: nn.Module, inputs: dict[str, torch.Tensor], head: nn.Linear | None = None
+) -> tuple[torch.Tensor, int]:
     """Summed cross-entropy over the supervised tokens of a batch, and their number.
 
     inputs: labels (rows, length) and what the model takes. Logits are computed in front of supervised tokens only,
@@ -73,7 +79,9 @@ class StageTrainer(Trainer):
     best: {"step", "loss"} of the lowest validation loss so far; best_weights: its adapter, on the CPU.
     """
 
-    def __init__(self, *args, group_by_length: bool, head=None, **kwargs):
+    control: TrainerControl
+
+    def __init__(self, *args: Any, group_by_length: bool, head: nn.Linear | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.group_by_length, self.head = group_by_length, head
         # Where the base is sharded, every process must go through it equally often.
@@ -83,7 +91,7 @@ class StageTrainer(Trainer):
         self.best: dict | None = None
         self.best_weights: adapters.Weights = {}
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader:
         """Micro batches, of which each process takes every n-th: together they are those of a single process."""
         micro, lengths = self.args.train_batch_size, self.train_dataset["length"][:]
         at_once = micro * ranks.world_size()
@@ -93,7 +101,9 @@ class StageTrainer(Trainer):
         rows = self.train_dataset.add_item(FILLER) if order.fillers else self.train_dataset
         return self._get_dataloader(rows, "training", micro, lambda _: order, is_training=True)
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict], torch.Tensor | int | None]:
         """A step's micro batches and the number of its supervised tokens (kept for the metrics).
 
         Raises ModelFault for a step that has none: there would be nothing to learn, or a division by zero.
@@ -105,7 +115,9 @@ class StageTrainer(Trainer):
             raise ModelFault(f"step {self.state.global_step + 1} has no supervised token")
         return batches, tokens
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(
+        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         """Forward and backward through a micro batch, on the fast path in parts: their gradients add up to the same.
 
         Several processes add theirs up behind the last part, however many each of them has.
@@ -115,14 +127,20 @@ class StageTrainer(Trainer):
             loss = sum(super(StageTrainer, self).training_step(model, part, num_items_in_batch) for part in parts)
         return loss + super().training_step(model, last, num_items_in_batch)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict]:
         """The batch's share of the step's mean loss: summed over its tokens, divided by the tokens of the step. Of
         several processes the gradients are averaged, hence the factor."""
         loss, tokens = label_loss(model, inputs, self.head)
         loss = loss * ranks.world_size() / (tokens if num_items_in_batch is None else num_items_in_batch)
         return (loss, {}) if return_outputs else loss
 
-    def mean_loss(self, dataset, title: str = "validation") -> float:
+    def mean_loss(self, dataset: Any, title: str = "validation") -> float:
         """Mean negative log-likelihood (nats) over all supervised tokens of a data set, in batches of like length, of
         which each process takes every n-th.
 
@@ -147,7 +165,9 @@ class StageTrainer(Trainer):
         totals, counts = zip(*runtime.gathered((total, tokens)))
         return sum(totals) / sum(counts)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """{"eval_loss"} of the validation rows; keeps the adapter when it is the best one so far.
 
         A signal ends it at once; the checkpoint of this step is written and owes its evaluation to the run that goes
@@ -167,7 +187,7 @@ class StageTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         states = runtime.gathered(self._random_state())
         write = partial(self._write_state, states)
         runtime.of_first(checkpoint.save, Path(self.args.output_dir), self.state.global_step, write)
@@ -191,7 +211,7 @@ class StageTrainer(Trainer):
             (folder / name).write_bytes(content)
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         source = adapters.adapter_file(folder)
         adapters.set_lora_weights(self.model, adapters.read_weights(source), source)
@@ -212,7 +232,9 @@ def optimizer(flags: dict, device: torch.device) -> str:
     return "paged_adamw_32bit" if device.type == "cuda" and flags["load_4bit"] else "adamw_torch_fused"
 
 
-def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int, device: torch.device) -> StageTrainer:
+def build(
+    model: nn.Module, train_set: Any, val_set: Any, steps: Plan, flags: dict, pad_token_id: int, device: torch.device
+) -> StageTrainer:
     """The stage's trainer. flags: finetune.py's, by name."""
     loggers = [
         name for name, wanted in (("wandb", flags["wandb_project"]), ("tensorboard", flags["tensorboard"])) if wanted

@@ -1,15 +1,12 @@
-"""The chat page: a Gradio page around the conversation it is given; it knows nothing of models.
-
-conversation: names (what can answer), about(name), defaults and ranges of the settings, and respond(name, instruction,
-input, history, settings), which yields pieces with .text and .notice; all that it refuses it raises with one line.
-"""
+"""The chat page: a Gradio page around the conversation it is given; it knows nothing of models."""
 
 import errno
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 # From these Gradio takes files to serve (an empty allowed_paths does not overrule them), an editor of its own code, and
 # where it is: what the page needs is said in `serve`.
@@ -57,6 +54,25 @@ _SAVE = """(text) => {
 Turns = list[list[str]]
 
 
+class Conversation(Protocol):
+    """What the page is built around; all that it refuses it raises with one line.
+
+    names: what can answer; defaults, ranges: of the settings, by name.
+    """
+
+    names: list[str]
+    defaults: dict[str, Any]
+    ranges: dict[str, tuple[Any, Any]]
+
+    def about(self, name: object) -> str:
+        """A line about one of names."""
+
+    def respond(
+        self, name: object, instruction: object, input: object, history: Turns, settings: Mapping[str, object]
+    ) -> Iterator[Any]:
+        """The answer, in pieces with .text (all of it so far) and .notice."""
+
+
 def texts() -> gradio.I18n:
     """The labels in English and Chinese; the browser's language decides."""
     english, chinese = ({f"{PREFIX}{key}": both[which] for key, both in TEXTS.items()} for which in (0, 1))
@@ -68,7 +84,9 @@ def say(key: str) -> gradio.i18n.I18nData:
     return texts()(f"{PREFIX}{key}")
 
 
-def build(conversation, title: str, examples: list[tuple[str, str]], rows_of: Callable[[Turns], str]) -> gradio.Blocks:
+def build(
+    conversation: Conversation, title: str, examples: list[tuple[str, str]], rows_of: Callable[[Turns], str]
+) -> gradio.Blocks:
     """The page. examples: (instruction, input) to begin with; rows_of: a conversation as the text of a file."""
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gradio.Markdown(f"## {title}")
@@ -88,7 +106,7 @@ def build(conversation, title: str, examples: list[tuple[str, str]], rows_of: Ca
     return page
 
 
-def _settings(conversation) -> dict[str, gradio.components.Component]:
+def _settings(conversation: Conversation) -> dict[str, gradio.components.Component]:
     fields = {}
     names = list(conversation.ranges)
     for row in (names[:3], names[3:]):
@@ -102,7 +120,13 @@ def _settings(conversation) -> dict[str, gradio.components.Component]:
     return fields
 
 
-def _chat_tab(conversation, adapter, settings: dict, examples, rows_of) -> None:
+def _chat_tab(
+    conversation: Conversation,
+    adapter: gradio.Dropdown,
+    settings: dict,
+    examples: list[tuple[str, str]],
+    rows_of: Callable[[Turns], str],
+) -> None:
     turns = gradio.State([])
     shown = gradio.Chatbot(label=say("chat"), height=420, elem_id="chat", buttons=["copy"], allow_file_downloads=False)
     notice = gradio.Markdown(elem_id="notice")
@@ -121,14 +145,14 @@ def _chat_tab(conversation, adapter, settings: dict, examples, rows_of) -> None:
     joined = [f"{text}\n{more}" if more else text for text, more in examples]
     _examples([[text] for text in joined], [field])
 
-    def reply(message: object, history: Turns, model: object, **chosen) -> Iterator[dict]:
+    def reply(message: object, history: Turns, model: object, **chosen: Any) -> Iterator[dict]:
         emptied = {field: ""}  # once: the reader may be typing the next message while the answer grows
         for piece in _pieces(conversation, model, message, "", history, chosen):
             now = [*history, [message, piece.text]]
             yield {turns: now, shown: _messages(now), notice: piece.notice, **emptied}
             emptied = {}
 
-    def again(history: Turns, seed: object, temperature: object, **more) -> Iterator[dict]:
+    def again(history: Turns, seed: object, temperature: object, **more: Any) -> Iterator[dict]:
         if not history:
             raise _refusal("没有可重试的回答。There is no answer to retry.")
         *before, (text, _) = history
@@ -162,7 +186,9 @@ def _examples(examples: list[list[str]], fields: list) -> None:
     gradio.Examples(examples, fields, label=say("examples"), example_labels=labels, api_visibility="private")
 
 
-def _instruction_tab(conversation, adapter, settings: dict, examples) -> None:
+def _instruction_tab(
+    conversation: Conversation, adapter: gradio.Dropdown, settings: dict, examples: list[tuple[str, str]]
+) -> None:
     with gradio.Row():
         with gradio.Column():
             instruction = gradio.Textbox(label=say("instruction"), lines=3, elem_id="instruction")
@@ -173,7 +199,7 @@ def _instruction_tab(conversation, adapter, settings: dict, examples) -> None:
         output = gradio.Textbox(label=say("answer"), lines=12, interactive=False, elem_id="answer")
     _examples([list(example) for example in examples], [instruction, more])
 
-    def answer(instruction: object, input: object, model: object, **chosen) -> Iterator[str]:
+    def answer(instruction: object, input: object, model: object, **chosen: Any) -> Iterator[str]:
         for piece in _pieces(conversation, model, instruction, input, [], chosen):
             yield piece.text
 
@@ -182,7 +208,15 @@ def _instruction_tab(conversation, adapter, settings: dict, examples) -> None:
     stop.click(None, cancels=[running], api_visibility="private")
 
 
-def _on(listen: Callable, work: Callable, inputs: dict, outputs, api_name: str | None, slow: bool = False, **more):
+def _on(
+    listen: Callable,
+    work: Callable,
+    inputs: dict,
+    outputs: object,
+    api_name: str | None,
+    slow: bool = False,
+    **more: object,
+) -> gradio.events.Dependency:
     """Bind an event: the fields of `inputs` become arguments of these names, for who calls by HTTP too. slow: it takes
     one of the places that answers share.
 
@@ -193,7 +227,7 @@ def _on(listen: Callable, work: Callable, inputs: dict, outputs, api_name: str |
     return listen(work, None, outputs, inputs_kwargs=inputs, preprocess=False, **name, **limits, **more)
 
 
-def _pieces(conversation, *request) -> Iterator:
+def _pieces(conversation: Conversation, *request: Any) -> Iterator:
     """conversation.respond with what it refuses shown to the reader, in one line."""
     try:
         yield from conversation.respond(*request)
@@ -201,7 +235,7 @@ def _pieces(conversation, *request) -> Iterator:
         raise _refusal(str(error)) from None
 
 
-def _told(function: Callable, *values) -> str:
+def _told(function: Callable[..., str], *values: object) -> str:
     try:
         return function(*values)
     except Exception as error:

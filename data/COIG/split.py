@@ -149,10 +149,10 @@ def _read_members(source: Path) -> Iterator[Raw]:
         with gzip.open(source) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
                 where = f"{source}:{member.name}"
-                if member.isdir() or not _is_chat(member, where):
+                if member.isdir() or not _is_chat(member, where) or not (chat := archive.extractfile(member)):
                     continue
                 empty = False
-                yield Raw(where, {"member": member.name}, _only_object(where, archive.extractfile(member).read()))
+                yield Raw(where, {"member": member.name}, _only_object(where, chat.read()))
             _check_end(source, archive, stream)
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk's own, e.g. no permission
