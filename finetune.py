@@ -24,14 +24,14 @@ def train(
     num_epochs: int = 3,  # times that every row is learned from
     learning_rate: float = 3e-4,  # its peak, behind the warm-up; it falls to 0
     cutoff_len: int = 256,  # tokens of a row, prompt and answer; longer rows are truncated
-    val_set_size: int = 2000,
-    neftune_noise_alpha: float = 0.0,
+    val_set_size: int = 2000,  # rows held out for the validation loss; take less of a small set (500, 200)
+    neftune_noise_alpha: float = 0.0,  # of the noise on embeddings in training (5, say)
     # the adapter
     lora_r: int = 8,  # the rank
     lora_alpha: int = 16,  # B·A counts alpha / r times
     lora_dropout: float = 0.05,  # on what goes into A, in training only
-    lora_target_modules: tuple[str, ...] = ("q_proj", "v_proj"),
-    use_rslora: bool = False,
+    lora_target_modules: tuple[str, ...] = ("q_proj", "v_proj"),  # linear layers, by name
+    use_rslora: bool = False,  # B·A counts alpha / sqrt(r) times
     # what is learned from
     train_on_inputs: bool = True,  # True: the loss counts prompts too; False: answers only
     last_turn_only: bool = False,
@@ -51,7 +51,7 @@ def train(
     prompt_template_name: str = "alpaca",  # one of templates/
     load_8bit: bool = True,  # the frozen base in 8 bits
     load_4bit: bool = False,  # in 4 bits (with load_8bit False)
-    dtype: str = "auto",
+    dtype: str = "auto",  # of a base that is not quantised: auto (its own), float32, bfloat16 or float16
     fast: bool = True,
     seed: int = 42,  # of the order, the split, the dropout, the new adapter
     overwrite: bool = False,  # what lies in output_dir is moved aside first
@@ -61,7 +61,6 @@ def train(
 
     data_path: .json, .jsonl or a Hub name, or several (a.json,b.json); rows of instruction, input, output, history.
     data_mix: their shares in the training (0.7,0.3); no row is used twice, so some of a file may stay unused.
-    use_rslora: the scale is alpha / sqrt(r), not alpha / r. neftune_noise_alpha: of the noise on embeddings, 5 say.
     last_turn_only: of a row with history only the last answer is learned, not every one.
     resume_from_checkpoint: the adapter folder of the stage before; nothing ever trains from scratch instead.
     lora_r, lora_alpha, lora_target_modules, use_rslora and the template are inherited; force_base accepts another base.
@@ -69,10 +68,7 @@ def train(
     max_forget: the stage fails when the validation loss of an earlier one rises by more (nats per answer token).
     fast: rows without padding, fused LoRA products, the loss in parts; False is the plain path, which it must equal.
     dry_run: show what the model would see, the steps and the memory needed, without loading weights, and stop.
-    dtype: of a base that is not quantised: auto (its own), float32, bfloat16 or float16.
     add_eos_token: accepted for Alpaca-LoRA's sake; an answer always ends with EOS unless it is truncated.
-    val_set_size: rows held out for the validation loss; take less of a small set (500, 200).
-    lora_target_modules: the linear layers that get an adapter, by name.
     """
     flags = dict(locals())
 
@@ -98,11 +94,8 @@ def train(
     # --- Where it starts: anew, at the last checkpoint, or it is done already ---
     run = record.describe("finetune", flags, base, parent, origins, prompter)
     needed = checkpoint.needed_bytes(adapters.bytes_of(empty))
-    device = runtime.device()
-    runtime.join(device)
-    start = checkpoint.Start()
-    if not dry_run:
-        start = runtime.of_first(checkpoint.starting_point, output_dir, run, overwrite, needed)
+    device = runtime.join()
+    start = runtime.of_first(checkpoint.starting_point, output_dir, run, overwrite, needed, dry_run)
     if start.complete:
         runtime.of_first(lambda: forgetting.refuse(record.read(output_dir)["held_out"], max_forget))
         print(f"{output_dir} is already complete")
