@@ -26,17 +26,17 @@ def train(
     learning_rate: float = 3e-4,  # its peak, behind the warm-up; it falls to 0
     cutoff_len: int = 256,  # tokens of a row, prompt and answer; longer rows are truncated
     val_set_size: int = 2000,  # rows held out for the validation loss; take less of a small set (500, 200)
-    neftune_noise_alpha: float = 0.0,
+    neftune_noise_alpha: float = 0.0,  # of the noise on embeddings in training (5, say)
     # the adapter
     lora_r: int = 8,  # the rank
     lora_alpha: int = 16,  # B·A counts alpha / r times
     lora_dropout: float = 0.05,  # on what goes into A, in training only
-    lora_target_modules: tuple[str, ...] = ("query_key_value",),  # the linear layers that get an adapter, by name
-    use_rslora: bool = False,
+    lora_target_modules: tuple[str, ...] = ("query_key_value",),  # linear layers, by name
+    use_rslora: bool = False,  # B·A counts alpha / sqrt(r) times
     # what is learned from
     train_on_inputs: bool = True,  # True: the loss counts prompts too; False: answers only
-    last_turn_only: bool = False,  # of a row with history only the last answer is learned, not every one
-    add_eos_token: bool = False,  # accepted for Alpaca-LoRA's sake; an answer ends with EOS unless it is truncated
+    last_turn_only: bool = False,
+    add_eos_token: bool = False,
     group_by_length: bool = False,  # rows of like length share a step
     # loggers
     wandb_project: str = "",  # log there too (pip install wandb)
@@ -47,7 +47,7 @@ def train(
     # where it starts, and what of the earlier stages it keeps
     resume_from_checkpoint: str = "",
     force_base: bool = False,  # accept an adapter that was trained on another base
-    replay: float = 0.0,  # share of rows of the earlier stages to mix in (0.05: one for twenty of this stage's own)
+    replay: float = 0.0,
     max_forget: float = float("inf"),
     prompt_template_name: str = "alpaca",  # one of templates/
     load_8bit: bool = True,  # the frozen base in 8 bits
@@ -56,17 +56,20 @@ def train(
     fast: bool = True,
     seed: int = 42,  # of the order, the split, the dropout, the new adapter
     overwrite: bool = False,  # what lies in output_dir is moved aside first
-    dry_run: bool = False,  # show what the model would see, the steps and the memory needed, and stop
+    dry_run: bool = False,
 ) -> None:
     """Train one LoRA stage and leave the best adapter, run.json, metrics.jsonl and loss.png in output_dir.
 
     data_path: .json, .jsonl or a Hub name, or several (a.json,b.json); rows of instruction, input, output, history.
     data_mix: their shares in the training (0.7,0.3); no row is used twice, so some of a file may stay unused.
-    use_rslora: the scale is alpha / sqrt(r), not alpha / r. neftune_noise_alpha: of the noise on embeddings, 5 say.
+    last_turn_only: of a row with history only the last answer is learned, not every one.
     resume_from_checkpoint: the adapter folder of the stage before; nothing ever trains from scratch instead.
     lora_r, lora_alpha, lora_target_modules, use_rslora and the template are inherited; force_base accepts another base.
+    replay: share of rows of the earlier stages to mix in (0.05: one for twenty of this stage's own).
     max_forget: the stage fails when the validation loss of an earlier one rises by more (nats per answer token).
     fast: fused LoRA products, the loss in parts of the 250,880 logits; False is the plain path, which it must equal.
+    dry_run: show what the model would see, the steps and the memory needed, without loading weights, and stop.
+    add_eos_token: accepted for Alpaca-LoRA's sake; an answer always ends with EOS unless it is truncated.
     """
     flags = dict(locals())
 
@@ -92,11 +95,8 @@ def train(
     # --- Where it starts: anew, at the last checkpoint, or it is done already ---
     run = record.describe("finetune", flags, base, parent, origins, prompter)
     needed = checkpoint.needed_bytes(adapters.bytes_of(empty))
-    device = runtime.device()
-    runtime.join(device)
-    start = checkpoint.Start()
-    if not dry_run:
-        start = runtime.of_first(checkpoint.starting_point, output_dir, run, overwrite, needed)
+    device = runtime.join()
+    start = runtime.of_first(checkpoint.starting_point, output_dir, run, overwrite, needed, dry_run)
     if start.complete:
         runtime.of_first(lambda: forgetting.refuse(record.read(output_dir)["held_out"], max_forget))
         print(f"{output_dir} is already complete")

@@ -59,8 +59,7 @@ def main(
 
     from utils import adapters, answers, batch, chat, generation, models, runtime
 
-    device = runtime.device(gpu_id)
-    runtime.join(device)
+    device = runtime.join(gpu_id)
     target = None if is_ui else runtime.of_first(answers.begin, flags, base, choices[0], asked)
     if target and target.is_complete:
         target.close()

@@ -44,13 +44,16 @@ def needed_bytes(adapter_bytes: int) -> int:
     return (4 * (KEPT + 1) + 1) * adapter_bytes + 20_000_000
 
 
-def starting_point(output_dir: str, run: dict, overwrite: bool, needed_bytes: int = 0) -> Start:
-    """Decide by what lies in output_dir whether `run` is new, goes on, or is done; take the folder for this process.
+def starting_point(output_dir: str, run: dict, overwrite: bool, needed_bytes: int = 0, dry_run: bool = False) -> Start:
+    """Decide by what lies in output_dir whether `run` is new, goes on, or is done; take the folder for this process. A
+    dry run is new wherever it is, and takes nothing.
 
     Raises ModelFault, naming each difference, for a folder that holds another run or something else (which is left as
     it is), and for one whose checkpoints are all broken; EnvironmentFault for a folder that another process is
     writing, or a disk with less than needed_bytes free.
     """
+    if dry_run:
+        return Start()
     output = Path(output_dir)
     held = output.exists() and any(not _is_left_over(path) for path in output.iterdir())
     if held and not overwrite and record.read(output) is None:

@@ -21,11 +21,13 @@ _CGROUPS = (  # of a container: the folder, its limit, what is used of it
 )
 
 
-def join(on: torch.device) -> None:
-    """Meet the launcher's other processes, if there are any."""
+def join(gpu_id: str = "") -> torch.device:
+    """Meet the launcher's other processes, if there are any; the device of this one (see device)."""
+    on = device(gpu_id)
     if ranks.world_size() > 1:
         PartialState(cpu=on.type == "cpu")
         ranks.meet()
+    return on
 
 
 def of_first(work: Callable, *arguments: object):
