@@ -71,7 +71,7 @@ TABLE = {
     "journal": ("", ""),
     "tuned": ("checks hub prompter record", ""),
     "answers": ("checks journal rows tuned weights", ""),
-    "batch": ("answers encode generation prompter ranks record rows runtime", "torch tqdm"),
+    "batch": ("answers encode generation prompter ranks record rows runtime", "torch tqdm transformers"),
     "chat": ("generation rows", ""),
     "web": ("", "gradio"),
     "gate": ("", "starlette"),

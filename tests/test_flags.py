@@ -45,7 +45,7 @@ def test_every_script_that_has_a_command_line_stands_on_the_page():
     "line",
     [
         "| `--learning_rate` | float | `0.0003` | its peak, behind the warm-up; it falls to 0 |",
-        "| `--lora_target_modules` | list | `[q_proj,v_proj]` | the linear layers that get an adapter, by name |",
+        "| `--lora_target_modules` | list | `[q_proj,v_proj]` | linear layers, by name |",
         "| `--timeout` | float | `120.0` | seconds for one reply |",
         "| `SHEETS …` | words |  | the filled CSV files |",
     ],

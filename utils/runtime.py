@@ -6,6 +6,7 @@ The saying is accelerate's; every function here serves a single process too.
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -30,7 +31,7 @@ def join(gpu_id: str = "") -> torch.device:
     return on
 
 
-def of_first(work: Callable, *arguments: object):
+def of_first(work: Callable, *arguments: object) -> Any:
     """What `work` returns on the first process, on all of them; what it does is done once.
 
     What it returns must be picklable. A Fault that it raises there ends them all.

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import save_file
@@ -30,6 +30,7 @@ from utils.errors import EnvironmentFault, Interrupted, ModelFault
 from utils.files import write_json
 
 BEST, BEST_WEIGHTS = "best.json", "best_model.safetensors"
+Count: TypeAlias = "torch.Tensor | int | None"  # of supervised tokens
 
 
 @dataclass
@@ -101,9 +102,7 @@ class StageTrainer(Trainer):
         rows = self.train_dataset.add_item(FILLER) if order.fillers else self.train_dataset
         return self._get_dataloader(rows, "training", micro, lambda _: order, is_training=True)
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict], torch.Tensor | int | None]:
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: object) -> tuple[list[dict], Count]:
         """A step's micro batches and the number of its supervised tokens (kept for the metrics).
 
         Raises ModelFault for a step that has none: there would be nothing to learn, or a division by zero.
@@ -115,9 +114,7 @@ class StageTrainer(Trainer):
             raise ModelFault(f"step {self.state.global_step + 1} has no supervised token")
         return batches, tokens
 
-    def training_step(
-        self, model: nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch: Count = None) -> torch.Tensor:
         """Forward and backward through a micro batch, on the fast path in parts: their gradients add up to the same.
 
         Several processes add theirs up behind the last part, however many each of them has.
@@ -128,11 +125,7 @@ class StageTrainer(Trainer):
         return loss + super().training_step(model, last, num_items_in_batch)
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Count = None
     ) -> torch.Tensor | tuple[torch.Tensor, dict]:
         """The batch's share of the step's mean loss: summed over its tokens, divided by the tokens of the step. Of
         several processes the gradients are averaged, hence the factor."""
@@ -165,9 +158,7 @@ class StageTrainer(Trainer):
         totals, counts = zip(*runtime.gathered((total, tokens)))
         return sum(totals) / sum(counts)
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: object = None, metric_key_prefix: str = "eval") -> dict:
         """{"eval_loss"} of the validation rows; keeps the adapter when it is the best one so far.
 
         A signal ends it at once; the checkpoint of this step is written and owes its evaluation to the run that goes
