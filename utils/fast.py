@@ -96,9 +96,9 @@ def _offers(device: torch.device, package: str) -> bool:
 def keep_memory() -> None:
     """Tell glibc's malloc to give nothing back to the system and to take large blocks from the heap too; other C
     libraries have no such switch."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)) if mallopt else ():
-        mallopt(option, value)
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
+            mallopt(option, value)
 
 
 def rows_attention(
@@ -120,12 +120,12 @@ def rows_attention(
     by_row = zip(*(states.split(row_lengths, dim=2) for states in (query, key, value)))
     is_quick = query.device.type == "cpu" and not dropout
     outputs = [
-        _short_attention(*row, scaling)
+        _short_attention(q, k, v, scaling)
         if is_quick and length <= SHORT
         else functional.scaled_dot_product_attention(
-            *row, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
         )
-        for length, row in zip(row_lengths, by_row)
+        for length, (q, k, v) in zip(row_lengths, by_row)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
