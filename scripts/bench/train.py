@@ -13,6 +13,8 @@ multiplies in bfloat16. The ways:
     without-LEVER     finetune.py with one lever of its fast path off: packing, short, lora, loss, parts,
                       memory
     trl, llamafactory what peers.py says of them; each needs --peers NAME=PYTHON
+
+random_base.py makes a LLaMA of 7B or 13B for a GPU.
 """
 
 import json
@@ -78,16 +80,17 @@ def main(
 
 
 def _matmul_limit() -> float:
-    """FLOP/s of a large bfloat16 product."""
+    """FLOP/s of a large bfloat16 product, on the GPU where there is one."""
     import torch
 
-    one = torch.randn(2048, 2048).bfloat16()
+    size, device = (8192, "cuda") if torch.cuda.is_available() else (2048, "cpu")
+    one = torch.randn(size, size, device=device).bfloat16()
     best = float("inf")
     for _ in range(12):
         begin = time.perf_counter()
-        one @ one
+        (one @ one)[0, 0].item()  # waits for a GPU
         best = min(best, time.perf_counter() - begin)
-    return 2 * 2048**3 / best
+    return 2 * size**3 / best
 
 
 def _measure(
@@ -111,7 +114,11 @@ def _run_one(way: str, base_model: str, data_path: str, given: dict) -> None:
         steps = _ancestor(base_model, data_path, given, way.endswith("grouped"))
     else:
         steps = _ours(way, base_model, data_path, given)
+    import torch
+
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
     counted = steps[1:]  # the first is warm-up
     print(json.dumps({name: sum(step[name] for step in counted) for name in counted[0]} | {"peak": peak}))
 
@@ -169,6 +176,7 @@ def _ancestor(base_model: str, data_path: str, given: dict, grouped: bool) -> li
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
 
+    from utils import runtime
     from utils.encode import IGNORED, encode_rows
     from utils.prompter import Prompter
 
@@ -180,7 +188,9 @@ def _ancestor(base_model: str, data_path: str, given: dict, grouped: bool) -> li
     asked = [bits[name] for name, value in given.items() if name in bits and value == "True"]
     quantisation = transformers.BitsAndBytesConfig(**asked[0]) if asked else None
     dtype = getattr(torch, given.get("dtype", "bfloat16"))
-    model = transformers.AutoModelForCausalLM.from_pretrained(base_model, dtype=dtype, quantization_config=quantisation)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        base_model, dtype=dtype, quantization_config=quantisation, device_map={"": runtime.device()}
+    )
     lora = LoraConfig(
         r=SETTINGS["lora_r"], lora_alpha=SETTINGS["lora_alpha"], lora_dropout=SETTINGS["lora_dropout"],
         target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM",
@@ -229,7 +239,7 @@ def _report(found: dict[str, list[dict]], limit: float, base_model: str) -> None
     config = json.loads(Path(base_model, "config.json").read_text(encoding="utf-8"))
     body, head = _multiplications(config)
     first = next(iter(found))
-    print(f"bfloat16 products: {limit / 1e12:.2f} TFLOP/s; ratios to {first}")
+    print(f"{_device()}, bfloat16 products {limit / 1e12:.2f} TFLOP/s; ratios to {first}")
     speeds = {way: [run["tokens"] / run["seconds"] for run in runs] for way, runs in found.items()}
     for way, runs in found.items():
         ratio = statistics.median(ours / theirs for ours, theirs in zip(speeds[way], speeds[first]))
@@ -239,6 +249,12 @@ def _report(found: dict[str, list[dict]], limit: float, base_model: str) -> None
             f"{statistics.median(speeds[way]):7.0f} tokens/s  {ratio:5.2f}x  "
             f"{statistics.median(run['peak'] for run in runs) / 1e9:5.2f} GB  {statistics.median(shares):5.1%} of it"
         )
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
 
 
 def _multiplications(config: dict) -> tuple[int, int]:
