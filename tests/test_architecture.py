@@ -46,7 +46,7 @@ TABLE = {
     "batching": ("encode", "torch"),
     "runtime": ("", "psutil torch"),
     "models": ("fast runtime vocabulary weights", "torch transformers peft bitsandbytes"),
-    "weights": ("", "huggingface_hub numpy torch safetensors"),
+    "weights": ("", "huggingface_hub torch safetensors"),
     "lora": ("weights", "torch"),
     "adapters": ("record checkpoint lora weights", "torch peft"),
     "checkpoint": ("record", ""),

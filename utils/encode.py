@@ -103,9 +103,11 @@ def _tokenize(tokenizer: Any, texts: list[str], enough: int | None, add_special_
     def ids_of(cut: list[str]) -> list[list[int]]:
         return tokenizer(cut, add_special_tokens=add_special_tokens, return_attention_mask=False)["input_ids"]
 
-    limit = None if enough is None else _CHARACTERS * enough
+    if enough is None:
+        return ids_of(texts)
+    limit = _CHARACTERS * enough
     encoded = ids_of([text[:limit] for text in texts])
-    while limit and (short := [n for n, text in enumerate(texts) if len(text) > limit and len(encoded[n]) < enough]):
+    while short := [n for n, text in enumerate(texts) if len(text) > limit and len(encoded[n]) < enough]:
         limit *= 4
         for index, ids in zip(short, ids_of([texts[index][:limit] for index in short])):
             encoded[index] = ids

@@ -26,7 +26,7 @@ def read_rows(path: str | Path, unused: Counter[str]) -> Iterator[Row]:
     return training_rows(path, read_values(path), unused)
 
 
-def training_rows(path: str | Path, values: Iterable[tuple[int, object]], unused: Counter[str]) -> Iterator[Row]:
+def training_rows(path: str | Path, values: Iterable[tuple[int, Any]], unused: Counter[str]) -> Iterator[Row]:
     """Yield {"instruction": text, "input": text, "output": text, "history": [[text, text], …], "line": int} a value.
 
     values: (line, value). Keys that training does not know are counted in `unused`. A null or missing input is "", a

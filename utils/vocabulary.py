@@ -130,8 +130,7 @@ def choose_tokenizer(base: Path, adapters: list[Path], rows: int | None, base_ro
         return None
     chosen = brought[-1] if brought else base
     entries = tokenizer_size(chosen)
-    least = rows if rows != base_rows else own or 0
-    if rows is not None and not least <= entries <= rows:
+    if rows is not None and not (rows if rows != base_rows else own or 0) <= entries <= rows:
         raise ModelFault(_disagreement(chosen, entries, rows, base_rows, own))
     return chosen
 

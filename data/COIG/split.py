@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -142,8 +143,8 @@ def _read_members(source: Path) -> Iterator[Raw]:
     Raises DataFault for an archive that is cut or none at all, one without members, and a member that is a link, is
     no file, or whose path leads out of the archive: such an archive is not the published one.
     """
-    with open(source, "rb") as file:
-        refuse_other_forms(source, file.read(4096))
+    with open(source, "rb") as head:
+        refuse_other_forms(source, head.read(4096))
     empty = True
     try:
         with gzip.open(source) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -152,7 +153,8 @@ def _read_members(source: Path) -> Iterator[Raw]:
                 if member.isdir() or not _is_chat(member, where):
                     continue
                 empty = False
-                yield Raw(where, {"member": member.name}, _only_object(where, archive.extractfile(member).read()))
+                file: Any = archive.extractfile(member)
+                yield Raw(where, {"member": member.name}, _only_object(where, file.read()))
             _check_end(source, archive, stream)
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # the disk's own, e.g. no permission

@@ -51,7 +51,7 @@ def _sides(where: str, text: str) -> list[str]:
     """What is said, human and AI by turns. A marker out of turn, or within a line, is a quotation."""
     if not text.startswith(f"{_HEADING}[|Human|]"):
         raise DataFault(f'{where}: "input" must begin with {_HEADING!r} and [|Human|]')
-    markers = []
+    markers: list[re.Match] = []
     for found in _MARKER.finditer(text):
         if found[1] == ("Human", "AI")[len(markers) % 2]:
             markers.append(found)

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from tqdm import tqdm
@@ -140,7 +141,7 @@ def _cut(source: Path, sizes: Counter, task: tuple[Part, dict]) -> tuple[Part, d
     return part, {name: (len(rows), b",\n".join(rows)) for name, rows in pieces.items() if rows}, dropped
 
 
-def _read(source: Path, part: Part) -> Iterator[tuple[list[str], list[bytes | dict]]]:
+def _read(source: Path, part: Part) -> Iterator[tuple[list[str], list]]:
     """(kinds, output rows) of a part; in place of a row that is dropped, its entry in the report.
 
     What the quick way leaves open is for the strict reader to say.
@@ -157,8 +158,8 @@ def _read(source: Path, part: Part) -> Iterator[tuple[list[str], list[bytes | di
         number += len(lines) - 1
 
 
-def _strict(source: Path, number: int, line: bytes) -> tuple[list[str], list[bytes | dict]]:
-    kinds, rows = [], []
+def _strict(source: Path, number: int, line: bytes) -> tuple[list[str], list]:
+    kinds, rows = list[str](), list[Any]()
     for _, kind, instruction, output in _strict_rows(source, number, line):
         row = row_or_drop("", instruction, "", output)
         kinds.append(kind)
@@ -173,7 +174,8 @@ def _strict_rows(source: Path, first_line: int, data: bytes) -> Iterator[tuple[i
     """(line, kind, instruction, output) of the rows on these lines."""
     for number, line in enumerate(data.split(b"\n"), first_line):
         for value in line_values(source, number, line):
-            yield number, *_texts(f"{source}:{number}", value)
+            kind, instruction, output = _texts(f"{source}:{number}", value)
+            yield number, kind, instruction, output
 
 
 class _Kind(msgspec.Struct, gc=False):
