@@ -20,19 +20,19 @@ from utils.errors import DataFault, UnjudgedFault
 def ask(
     answers: str = "",
     base_url: str = "https://api.openai.com/v1",
-    model: str = "",
-    output_dir: str = "",
+    model: str = "",  # the judge, such as gpt-4
+    output_dir: str = "",  # where verdicts, sheets and tables of these answers lie
     mode: str = "robust",
-    concurrency: int = 4,
-    test_data: str = "./test_data",
+    concurrency: int = 4,  # questions at once
+    test_data: str = "./test_data",  # the prompts: a file, or a folder of categories
     temperature: float = 0.0,
     timeout: float = 120.0,
-    seed: int = 42,
+    seed: int = 42,  # of the places in which systems are shown
 ) -> None:
     """Ask a judge model for scores: one line a reply in output_dir/verdicts.jsonl; a rerun asks what is missing.
 
     answers: NAME=FILE,NAME=FILE, a test.json (or a folder of them) a system.
-    base_url, model: any OpenAI-compatible chat endpoint.
+    base_url: any OpenAI-compatible chat endpoint.
     mode: robust asks as often as there are systems, each in each place; faithful is the original's prompt, once.
     temperature: below 0 leaves it to the server. timeout: seconds for one reply.
     """
@@ -45,14 +45,11 @@ def ask(
     calls = judging.calls(items, mode, seed)
     judging.pin(output_dir, files, items, seed)
 
-    from utils import ask as asking
-    from utils.verdicts import Journal
+    from utils.ask import Endpoint, ask_missing
 
-    with Journal(output_dir) as journal:
-        endpoint = asking.Endpoint(base_url, model, temperature, timeout)
-        unjudged = asking.ask_missing(calls, endpoint, journal, concurrency)
-        spent = asking.tokens_spent(journal, model)
-        print(f"{journal.path}: {len(calls) - len(unjudged)} of {len(calls)} verdicts, {spent:,} tokens")
+    endpoint = Endpoint(base_url, model, temperature, timeout)
+    unjudged, tokens = ask_missing(calls, endpoint, output_dir, concurrency)
+    print(f"{output_dir}/verdicts.jsonl: {len(calls) - len(unjudged)} of {len(calls)} verdicts, {tokens:,} tokens")
     if unjudged:
         left = f"{len(unjudged)} of {len(calls)} stay unjudged: {judging.listed(unjudged)}"
         raise UnjudgedFault(f"{left}; run this again")
@@ -65,21 +62,23 @@ def table(output_dir: str = "") -> None:
     from utils import judging, plots, sheets, tables, verdicts
 
     items, seed = judging.load(output_dir)
-    calls = {mode: judging.calls(items, mode, seed) for mode in checks.JUDGE_MODES}
-    judges = verdicts.by_judge(verdicts.read(output_dir), [*calls["robust"], *calls["faithful"]])
-    people, note = sheets.read(output_dir, items) or (None, "")
+    calls = [call for mode in checks.JUDGE_MODES for call in judging.calls(items, mode, seed)]
+    judges = verdicts.by_judge(verdicts.read(output_dir), calls)
+    people, note = sheets.read_people(output_dir, items)
     if not judges and not people:
         raise DataFault(f"{output_dir} holds no verdicts and no collected sheets yet")
-    asked = {judge: calls[verdicts.mode_of(given)] for judge, given in judges.items()}
-    built = tables.build(items, asked, judges, people)
-    names = [*judges, *([tables.PEOPLE] if people else [])]
-    tables.write(output_dir, built, names, {tables.PEOPLE: [note]} if people else {})
-    plots.scores({name: built[name] for name in names}, f"{output_dir}/scores.png")
-    print(f"{output_dir}: table.md, table.json, scores.png ({', '.join(names)})")
+    built = tables.build(items, judges, people)
+    tables.write(output_dir, built, note)
+    plots.scores({name: built[name] for name in built["ranks"]}, f"{output_dir}/scores.png")
+    print(f"{output_dir}: table.md, table.json, scores.png ({', '.join(built['ranks'])})")
 
 
 def sheet(
-    answers: str = "", output_dir: str = "", raters: int = 2, test_data: str = "./test_data", seed: int = 42
+    answers: str = "",
+    output_dir: str = "",
+    raters: int = 2,  # so many sheets
+    test_data: str = "./test_data",
+    seed: int = 42,
 ) -> None:
     """Write a blind sheet a rater: sheet-1.csv, and sheet-1.html for those who would rather fill in a page."""
     files = checks.judging(dict(locals()))
@@ -92,14 +91,17 @@ def sheet(
         print(path)
 
 
-def collect(*sheets: str, output_dir: str = "") -> None:
+def collect(
+    *sheets: str,  # the filled CSV files
+    output_dir: str = "",
+) -> None:
     """Read filled sheets back into output_dir/people.json, and write the tables with the people's among them."""
     checks.judging(dict(locals()))
 
     from utils import judging
-    from utils.sheets import collect as read_sheets
+    from utils.sheets import read_filled
 
-    unrated = read_sheets(output_dir, *judging.load(output_dir), sheets)
+    unrated = read_filled(output_dir, *judging.load(output_dir), sheets)
     table(output_dir)
     if unrated:
         raise UnjudgedFault(f"unrated: {'; '.join(unrated)}")

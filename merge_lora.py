@@ -15,13 +15,13 @@ from utils import checks, cli
 
 
 def main(
-    base_model: str = "",
+    base_model: str = "",  # the base: a folder, or a Hub name
     lora_model: str = "",
-    output_dir: str = "",
+    output_dir: str = "",  # a folder that is not there yet, or empty
     # added to the original's
     dtype: str = "auto",
     verify: bool = True,
-    force_base: bool = False,
+    force_base: bool = False,  # accept an adapter that was trained on another base
 ) -> None:
     """Write base_model + lora_model, in full precision, into output_dir (a new folder), with merge_report.json.
 
@@ -29,7 +29,6 @@ def main(
     dtype: auto keeps that of the base's weights.
     verify: run base + adapters and the merged model on a few prompts, and refuse a difference beyond rounding;
     it needs the memory of one whole model. Without it every tensor is still read back and checked.
-    force_base accepts an adapter that was trained on another base.
     """
     started = time.monotonic()
     checks.merging(dict(locals()))

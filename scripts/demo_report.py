@@ -21,7 +21,10 @@ STAGES = {
 NEEDED = 3
 
 
-def main(output_dir: str = "output/demo", answers: str = "") -> None:
+def main(
+    output_dir: str = "output/demo",  # demo.sh's OUTPUT_DIR
+    answers: str = "",  # test.json of the last stage
+) -> None:
     """Print the report. Exits with 1 when fewer than three stages lowered their validation loss."""
     from utils import plots
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by every script here: strict mode, the repository root, the settings, and three small checks.
 #
 # Every setting can be overridden from outside: BATCH_SIZE=128 bash scripts/run-2-alpaca-13b-1.sh
@@ -5,7 +6,7 @@
 
 set -euo pipefail
 
-ROOT="$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+ROOT="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 cd -- "$ROOT"
 
 # A path that begins with "-" would be read as a flag.
@@ -23,6 +24,12 @@ if [ -z "${PYTHON:-}" ]; then
   elif [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python
   else PYTHON=python3; fi
 fi
+
+# launch SCRIPT FLAG...: in one process, or with GPUS=8 in eight.
+launch() {
+  if [ "${GPUS:-1}" = 1 ]; then "$PYTHON" "$@"
+  else "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" "$@"; fi
+}
 
 # The script's own name is the name of its stage, and of the folder its results go to.
 STAGE="$(basename -- "$0" .sh)"

@@ -6,6 +6,8 @@
 # JUDGE_MODEL at JUDGE_URL (any OpenAI-compatible endpoint) is the judge. JUDGE_MODE=faithful asks in the original's
 # words, once a prompt.
 # OTHER_ANSWERS=ChatGPT=chatgpt.json judges answers from elsewhere beside ours.
+# Run again, it goes on where it was stopped. Adapters or prompts that have changed since are refused and named;
+# OVERWRITE=True moves the old answers away and asks again.
 . "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 
 TEST_DATA="$(as_path "${TEST_DATA:-./test_data}")"
@@ -17,31 +19,22 @@ for adapter in "${ADAPTERS[@]}"; do need_stage "$adapter"; done
 
 answers=""
 for adapter in "${ADAPTERS[@]}"; do
-  folder="$SCORES/$adapter"
-  [ "$PYTHON" = echo ] || mkdir -p -- "$folder"
-  for prompts in "$TEST_DATA"/*.json; do
-    target="$folder/$(basename -- "$prompts")"
-    # Answers appear whole, by rename: what is newer than its prompts and its adapter needs no second run; what is
-    # older is about something else, and moved away.
-    if [ "$PYTHON" != echo ] && [ "$target" -nt "$prompts" ] &&
-      [ "$target" -nt "$OUTPUT_DIR/$adapter/adapter_model.safetensors" ]; then continue; fi
-    "$PYTHON" generate.py \
-      --base_model "$MODEL_DIR/merge-13b-alpaca" \
-      --lora_weights "$OUTPUT_DIR/$adapter" \
-      --load_8bit "$LOAD_8BIT" \
-      --is_ui False \
-      --test_input_path "$prompts" \
-      --output_path "$target" \
-      --max_new_tokens "${MAX_NEW_TOKENS:-512}" \
-      --overwrite "$([ -e "$target" ] && printf True || printf False)"
-  done
-  answers="$answers${answers:+,}$adapter=$folder"
+  launch generate.py \
+    --base_model "$MODEL_DIR/merge-13b-alpaca" \
+    --lora_weights "$OUTPUT_DIR/$adapter" \
+    --load_8bit "$LOAD_8BIT" \
+    --is_ui False \
+    --test_input_path "$TEST_DATA" \
+    --output_path "$SCORES/$adapter/test.json" \
+    --max_new_tokens "${MAX_NEW_TOKENS:-512}" \
+    --overwrite "${OVERWRITE:-False}"
+  answers="$answers,$adapter=$SCORES/$adapter/test.json"
 done
 
 # 6: some answers stay unjudged; the tables say which, and the exit code stays.
 status=0
 "$PYTHON" judge.py ask \
-  --answers "$answers${OTHER_ANSWERS:+,$OTHER_ANSWERS}" \
+  --answers "${answers#,}${OTHER_ANSWERS:+,$OTHER_ANSWERS}" \
   --test_data "$TEST_DATA" \
   --base_url "${JUDGE_URL:-https://api.openai.com/v1}" \
   --model "${JUDGE_MODEL:-gpt-4}" \

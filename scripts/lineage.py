@@ -20,7 +20,10 @@ from utils.errors import ArgumentFault, Fault, ModelFault
 from utils.prompter import Prompter
 
 
-def show(*out: str, png: str = "") -> None:
+def show(
+    *out: str,  # one folder
+    png: str = "",
+) -> None:
     """Draw the chain behind OUT: base, stages, data, rows, template, steps, losses, dates; then what was forgotten.
 
     png: draw what was forgotten as a heatmap into this file, too.
@@ -177,7 +180,7 @@ def forgotten(chain: list[dict], losses: list[list[float | None]]) -> list[list[
         cells = []
         for column, loss in enumerate(row):
             then = losses[column][column]
-            rise = f" {loss - then:+.3f}" if column < number - 1 and None not in (loss, then) else ""
+            rise = f" {loss - then:+.3f}" if column < number - 1 and loss is not None and then is not None else ""
             cells.append("-" if loss is None else f"{loss:.3f}{rise}")
         lines.append([str(number), stage["name"], *cells])
     return lines

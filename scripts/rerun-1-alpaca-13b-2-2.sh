@@ -6,7 +6,7 @@ need_model "$MODEL_DIR/merge-13b-alpaca" "run scripts/merge-13b-alpaca.sh first"
 need_data "$DATA_DIR/COIG/coig-translate.json" "convert the raw set with data/COIG/split.py"
 need_stage run-1-alpaca-13b-2
 
-"$PYTHON" finetune.py \
+launch finetune.py \
   --base_model "$MODEL_DIR/merge-13b-alpaca" \
   --data_path "$DATA_DIR/COIG/coig-translate.json" \
   --output_dir "$OUTPUT_DIR/$STAGE" \

@@ -6,7 +6,7 @@ need_model "$MODEL_DIR/merge-13b-alpaca" "run scripts/merge-13b-alpaca.sh first"
 need_data "$DATA_DIR/COIG/coig-part1.json" "convert the raw set with data/COIG/split.py"
 need_stage run-2-alpaca-13b-1
 
-"$PYTHON" finetune.py \
+launch finetune.py \
   --base_model "$MODEL_DIR/merge-13b-alpaca" \
   --data_path "$DATA_DIR/COIG/coig-part1.json" \
   --output_dir "$OUTPUT_DIR/$STAGE" \

@@ -6,7 +6,7 @@ need_model "$MODEL_DIR/merge-13b-alpaca" "run scripts/merge-13b-alpaca.sh first"
 need_data "$DATA_DIR/firefly/firefly-train-1.json" "convert the raw set with data/firefly/split.py"
 need_stage rerun-2-alpaca-13b-3
 
-"$PYTHON" finetune.py \
+launch finetune.py \
   --base_model "$MODEL_DIR/merge-13b-alpaca" \
   --data_path "$DATA_DIR/firefly/firefly-train-1.json" \
   --output_dir "$OUTPUT_DIR/$STAGE" \

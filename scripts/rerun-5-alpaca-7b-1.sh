@@ -6,7 +6,7 @@ need_model "$MODEL_DIR/merge-7b-alpaca" "run scripts/merge-7b-alpaca.sh first"
 need_data "$DATA_DIR/firefly/firefly-train-1.json" "convert the raw set with data/firefly/split.py"
 need_stage run-4-alpaca-7b-1
 
-"$PYTHON" finetune.py \
+launch finetune.py \
   --base_model "$MODEL_DIR/merge-7b-alpaca" \
   --data_path "$DATA_DIR/firefly/firefly-train-1.json" \
   --output_dir "$OUTPUT_DIR/$STAGE" \

@@ -6,7 +6,7 @@ need_model "$MODEL_DIR/bloom-7b1" "put BLOOM-7B1 there, in the Hugging Face form
 need_data "$DATA_DIR/firefly/firefly-train-0.json" "convert the raw set with data/firefly/split.py"
 need_stage run-6-bloom-7b1-1
 
-"$PYTHON" finetune_bloom.py \
+launch finetune_bloom.py \
   --base_model "$MODEL_DIR/bloom-7b1" \
   --data_path "$DATA_DIR/firefly/firefly-train-0.json" \
   --output_dir "$OUTPUT_DIR/$STAGE" \

@@ -5,7 +5,7 @@
 need_model "$MODEL_DIR/merge-7b-alpaca" "run scripts/merge-7b-alpaca.sh first"
 need_data "$DATA_DIR/firefly/firefly-train-0.json" "convert the raw set with data/firefly/split.py"
 
-"$PYTHON" finetune.py \
+launch finetune.py \
   --base_model "$MODEL_DIR/merge-7b-alpaca" \
   --data_path "$DATA_DIR/firefly/firefly-train-0.json" \
   --output_dir "$OUTPUT_DIR/$STAGE" \

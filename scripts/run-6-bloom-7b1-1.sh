@@ -5,7 +5,7 @@
 need_model "$MODEL_DIR/bloom-7b1" "put BLOOM-7B1 there, in the Hugging Face form"
 need_data "$DATA_DIR/belle/belle.json" "convert the raw set with data/belle/split.py"
 
-"$PYTHON" finetune_bloom.py \
+launch finetune_bloom.py \
   --base_model "$MODEL_DIR/bloom-7b1" \
   --data_path "$DATA_DIR/belle/belle.json" \
   --output_dir "$OUTPUT_DIR/$STAGE" \

@@ -6,7 +6,7 @@ need_model "$MODEL_DIR/merge-13b-alpaca" "run scripts/merge-13b-alpaca.sh first"
 need_stage rerun-1-alpaca-13b-3-1
 need_data "$TEST_INPUT" "name your prompts in TEST_INPUT"
 
-"$PYTHON" generate.py \
+launch generate.py \
   --base_model "$MODEL_DIR/merge-13b-alpaca" \
   --lora_weights "$OUTPUT_DIR/rerun-1-alpaca-13b-3-1" \
   --load_8bit "$LOAD_8BIT" \

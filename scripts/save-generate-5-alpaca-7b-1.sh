@@ -6,7 +6,7 @@ need_model "$MODEL_DIR/merge-7b-alpaca" "run scripts/merge-7b-alpaca.sh first"
 need_stage rerun-5-alpaca-7b-1
 need_data "$TEST_INPUT" "name your prompts in TEST_INPUT"
 
-"$PYTHON" generate.py \
+launch generate.py \
   --base_model "$MODEL_DIR/merge-7b-alpaca" \
   --lora_weights "$OUTPUT_DIR/rerun-5-alpaca-7b-1" \
   --load_8bit "$LOAD_8BIT" \

@@ -6,7 +6,7 @@ need_model "$MODEL_DIR/bloom-7b1" "put BLOOM-7B1 there, in the Hugging Face form
 need_stage run-6-bloom-7b1-1
 need_data "$TEST_INPUT" "name your prompts in TEST_INPUT"
 
-"$PYTHON" generate_bloom.py \
+launch generate_bloom.py \
   --base_model "$MODEL_DIR/bloom-7b1" \
   --lora_weights "$OUTPUT_DIR/run-6-bloom-7b1-1" \
   --load_8bit "$LOAD_8BIT" \

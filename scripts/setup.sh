@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by demo.sh and test.sh: PYTHON is an environment that holds requirements.txt.
 #
 # Without PYTHON given it is .venv, made here; with PYTHON given, that one, and what it lacks is installed into it.

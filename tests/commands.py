@@ -34,6 +34,7 @@ FLAGS = {
         "resume_from_checkpoint": "", "prompt_template_name": "alpaca",
         "force_base": False, "replay": 0.0, "max_forget": float("inf"),
         "load_8bit": True, "load_4bit": False, "seed": 42, "overwrite": False,
+        "use_rslora": False, "neftune_noise_alpha": 0.0,
     },
     "generate.py": {
         "load_8bit": False, "base_model": "", "lora_weights": "", "prompt_template": "", "server_name": "127.0.0.1",
@@ -62,12 +63,14 @@ def command(script: str, *flags: str) -> list[str]:
     return [flag for flag in usable if flag.partition("=")[0] not in replaced] + list(flags)
 
 
-def ends(main, argv: list[str], monkeypatch, capsys, script: str = "probe.py") -> tuple[int, str, str]:
+def ends(
+    main, argv: list[str], monkeypatch, capsys, script: str = "probe.py", several: bool = False
+) -> tuple[int, str, str]:
     """(exit code, stdout, stderr without the progress bars that erased themselves) of a line, run in this process."""
     monkeypatch.setattr(sys, "argv", [script, *argv])
     code = 0
     try:
-        cli.run(main)
+        cli.run(main, several=several)
     except SystemExit as left:
         code = left.code
     out, err = capsys.readouterr()
@@ -77,7 +80,7 @@ def ends(main, argv: list[str], monkeypatch, capsys, script: str = "probe.py") -
 def refusal(script: str, argv: list[str], monkeypatch, capsys) -> str:
     """The message of a script that refuses its arguments: exit code 2, one line, nothing done."""
     before = sorted(Path().rglob("*"))
-    code, out, line = ends(MAIN[script], argv, monkeypatch, capsys, script)
+    code, out, line = ends(MAIN[script], argv, monkeypatch, capsys, script, several=script != "merge_lora.py")
     assert code == 2
     assert out == ""
     assert line.startswith(f"{script}: error: ") and line.count("\n") == 1 and line.endswith("\n")

@@ -1,6 +1,8 @@
 """Judges for tests: a real HTTP server on loopback with an OpenAI-style chat endpoint, honest or not, reliable or not.
 
 An answer carries its true score as "q7.5" in its text; a judge reads the prompt it is sent, as a model would.
+
+    PYTHONPATH=tests python -m judges FOLDER      (made-up answers to test_data, judged: the picture in the README)
 """
 
 import json
@@ -8,6 +10,7 @@ import random
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -69,7 +72,8 @@ def read_prompt(prompt: str) -> tuple[list[str], str]:
 
 class Server(ThreadingHTTPServer):
     """judge: what it thinks; fault(number of the request from 0) -> None, or what goes wrong: a status such as "500",
-    "quota", "reset", "hang", "garbage", "html", "nothing"; ("429", headers), ("text", reply), ("cut", characters).
+    "quota", "reset", "hang", "garbage", "html", "nothing"; ("429", headers), ("text", reply), ("cut", characters),
+    ("bare", reply without all that may be left out), ("long", characters before the key in the error).
 
     asked: the answers, in order, of every request; told: those of every whole reply; keys: Authorization headers;
     times: when each request came.
@@ -162,6 +166,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _html(self, *_: object) -> None:
         self._send(200, "<html>busy</html>", kind="text/html")
 
+    def _bare(self, kind: str, detail: str) -> None:
+        self._send(200, {"choices": [{"message": {"content": detail}}], "usage": {"prompt_tokens": None}})
+
+    def _long(self, kind: str, detail: int) -> None:
+        self._send(400, {"error": {"message": "x" * detail + self.headers["Authorization"]}})
+
     def _nothing(self, *_: object) -> None:
         self._send(200, {"id": "1", "choices": []})
 
@@ -216,3 +226,27 @@ def answer_of(system: str, true: float) -> Callable[[int, int], str]:
         return f"答 {category}-{number}，q{score:g}，{{braces}} {{0}} %s {chance.random()}"
 
     return say
+
+
+def show(folder: Path) -> None:
+    """judge.py ask and table on answers to all of test_data by three systems, of a strength of their own a category."""
+    import judge
+
+    folder.mkdir(parents=True, exist_ok=True)
+    root = Path(__file__).resolve().parent.parent
+    systems = {"A": 5, "B": 5.5, "C": 8}
+    for system, true in systems.items():
+        rows = []
+        for category, file in enumerate(sorted((root / "test_data").glob("*.json"))):
+            say = answer_of(system, true + random.Random(f"{system} {file.stem}").uniform(-1.5, 1.5))
+            asked = json.loads(file.read_text(encoding="utf-8"))
+            rows += [{**row, "output": say(category, number)} for number, row in enumerate(asked)]
+        write_rows(folder / f"{system}.json", rows)
+    answers = ",".join(f"{system}={folder / system}.json" for system in systems)
+    with serving() as server:
+        judge.ask(answers, server.url, "made-up judge", str(folder), test_data=str(root / "test_data"), concurrency=8)
+    judge.table(str(folder))
+
+
+if __name__ == "__main__":
+    show(Path(sys.argv[1]))

@@ -180,7 +180,7 @@ def listing(folder: Path) -> list[tuple[Path, int]]:
 def commands(path: Path) -> Iterator[tuple[str, list[str]]]:
     """(script, flag names) of every command a shell script has for PYTHON; a variable in the script's path is `*`."""
     text = path.read_text().replace("\\\n", " ")
-    for line in re.findall(r'^\s*"\$PYTHON" "?([\w./$-]+\.py)"?(.*)$', text, re.MULTILINE):
+    for line in re.findall(r'^\s*(?:"\$PYTHON"|launch) "?([\w./$-]+\.py)"?(.*)$', text, re.MULTILINE):
         yield re.sub(r"\$\w+", "*", line[0]), re.findall(r"(?<=\s)--([\w-]+)", line[1])
 
 

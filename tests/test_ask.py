@@ -158,6 +158,13 @@ def test_a_reply_without_scores_is_asked_again_and_kept(text, tmp_path):
     assert [body["temperature"] for body in server.bodies] == [0, ask.WARMER, ask.WARMER, 0, 0]
 
 
+def test_a_server_that_sends_nothing_but_the_reply_is_understood(tmp_path, capsys):
+    flags = write_case(tmp_path, prompts=1)
+    with serving(fault=lambda number: ("bare", "System1：8\nSystem2：7\nSystem3：9")) as server:
+        assert outcome(flags, server) is None
+    assert once(flags) and "3 of 3 verdicts, 0 tokens" in capsys.readouterr().out
+
+
 def test_a_cut_reply_is_asked_again_though_its_scores_can_be_read(tmp_path):
     flags = write_case(tmp_path, prompts=1)
     with serving(fault=lambda number: ("cut", 1000) if number == 0 else None) as server:
@@ -331,3 +338,10 @@ def test_the_key_is_written_nowhere(tmp_path, capfd, monkeypatch):
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"Your key is ***" in written and KEY.encode() not in written
     assert KEY not in "".join(capfd.readouterr())
+
+
+def test_no_part_of_the_key_is_told_where_a_long_error_is_cut(tmp_path, capfd):
+    with serving(fault=lambda number: ("long", 170 + 7 * number)) as server:
+        assert outcome(write_case(tmp_path, prompts=1), server, concurrency=1).exit_code == 6
+    said = "".join(capfd.readouterr())
+    assert said.count("unjudged: 400 ") == 3 and KEY[:7] not in said

@@ -23,8 +23,8 @@ def test_a_line_torn_at_any_byte_is_cut_off_and_asked_again(tmp_path):
         last = whole.rindex(b"\n", 0, -1) + 1
         for end in (*range(last, len(whole) - 1, 23), len(whole) - 1):  # the newline itself is the last byte to be lost
             path.write_bytes(whole[:end])
-            with verdicts.Journal(flags["output_dir"]) as journal:
-                assert len(journal.lines) == 2
+            with verdicts.open_journal(flags["output_dir"]):
+                assert len(verdicts.read(flags["output_dir"])) == 2
             assert path.read_bytes() == whole[:last]
         server.asked.clear()
         assert outcome(flags, server) is None
@@ -47,9 +47,9 @@ def test_a_line_that_is_not_ours_is_named(broken, tmp_path):
 def test_two_runs_on_one_folder_do_not_mix(tmp_path):
     flags = write_case(tmp_path, prompts=1)
     judging.pin(flags["output_dir"], {}, judging.read_items({"a": f"{tmp_path}/ChatGPT.json"}, flags["test_data"]), 42)
-    with verdicts.Journal(flags["output_dir"]), pytest.raises(EnvironmentFault, match="another run"):
-        verdicts.Journal(flags["output_dir"])
-    verdicts.Journal(flags["output_dir"])  # and a lock dies with its holder
+    with verdicts.open_journal(flags["output_dir"]), pytest.raises(EnvironmentFault, match="another run"):
+        verdicts.open_journal(flags["output_dir"])
+    verdicts.open_journal(flags["output_dir"])  # and a lock dies with its holder
 
 
 def test_a_full_disk_ends_the_run_and_what_was_written_stays(tmp_path, monkeypatch):

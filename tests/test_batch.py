@@ -91,6 +91,29 @@ def test_json_lines_and_a_folder_with_its_categories(stage, tmp_path):
     assert [row["instruction"] for row in rows] == PROMPTS[:4]
 
 
+def test_keys_that_nothing_reads_are_named_once_with_counts(stage, tmp_path, capsys):
+    rows = [{"instruction": text, "histroy": [["a", "b"]], "output": "x", "id": 7} for text in PROMPTS[:2]]
+    path = write_rows(tmp_path / "p.json", [*rows, {"instruction": PROMPTS[2], "id": 8, "reference": "r"}])
+    generate.main(**flags(stage, tmp_path, test_input_path=path))
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")] == [
+        f'warning: {path}: keys that are not used, only copied into the answers: "id" (3 rows), "histroy" (2 rows)',
+        f'warning: {path}: the "output" of 2 rows gives place to the answer (a "reference" is kept)',
+    ]
+    assert [row["id"] for row in result(tmp_path)] == [7, 7, 8]
+
+
+def test_without_a_folder_of_its_own_an_adapter_or_base_has_one_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    (tmp_path / "adapter").mkdir()
+    base = str(tmp_path / "models" / "base")
+    for adapter, of, folder in [
+        ("adapter", base, "adapter"), ("", base, "answers-base"), ("", f"{base}/", "answers-base"),
+        ("", "some/model", "answers-some--model"), ("some/adapter", base, "answers-some--adapter"),
+    ]:  # fmt: skip
+        assert answers.output_file("", adapter, of) == Path(folder) / "test.json" and Path(folder).is_dir()
+
+
 def test_batches_are_as_large_as_their_tokens_allow_and_the_longest_go_first():
     prompts = [[0] * length for length in (5, 90, 10, 40, 10, 38)]
     assert batch.plan(prompts, 10, 100) == [[1], [3, 5], [2, 4, 0]]

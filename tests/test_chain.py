@@ -168,7 +168,7 @@ def test_the_adapter_saved_is_the_best_by_validation_loss(quick, family, tmp_pat
 def test_an_evaluation_between_two_steps_changes_no_gradient(bits, base, family):
     flags = {"load_8bit": False, "load_4bit": False, bits: True}
     model = models.load_base(base, dtype="auto", device=torch.device("cpu"), **flags)
-    model = models.add_lora(models.prepare_for_training(model, torch.device("cpu")), 4, 8, 0.0, ALL_LINEAR[family][:1])
+    model = models.add_lora(models.prepare_for_training(model), 4, 8, 0.0, ALL_LINEAR[family][:1])
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if "lora_B" in name:

@@ -64,7 +64,7 @@ def test_history_reaches_the_model_and_is_cut_by_tokens_from_the_front(talk, mon
         type(assistant), "respond", lambda self, *given, **more: seen.append(given) or respond(self, *given, **more)
     )
     short = [["你好吗？", "很好"]]
-    assert last(talk, "adapter", "一加一等于几？", history=short).notice == ""
+    assert last(talk, "adapter", "一加一等于几？", history=[*short, ["停在第一个词之前", ""]]).notice == ""
     assert seen[-1][2] == short
     long = [[f"第{number}问" + "天" * 30, "答" * 30] for number in range(12)]
     piece = last(talk, "adapter", "一加一等于几？", history=long)
@@ -89,18 +89,18 @@ def test_history_reaches_the_model_and_is_cut_by_tokens_from_the_front(talk, mon
         ("a\0", {}, "NUL"),
         ("a\ud800", {}, "half a character"),
         ("长" * 100_001, {}, "100001 characters"),
-        ("长" * 600, {}, "the prompt has .* tokens, the model's context 512"),
+        ("长" * 600, {}, "模型的上下文只有 512。The prompt has .* tokens, the model's context 512"),
         ("你", {"temperature": "hot"}, "temperature must be a number"),
         ("你", {"temperature": True}, "temperature must be a number"),
         ("你", {"temperature": float("nan")}, "temperature must be a number"),
-        ("你", {"temperature": 2.1}, "temperature: 2.1 is not between 0 and 2"),
+        ("你", {"temperature": 2.1}, "temperature: 2.1 is not between 0.0 and 2.0"),
         ("你", {"temperature": 1e-9}, "neither 0 .* nor 0.01"),
         ("你", {"temperature": 1, "num_beams": 2}, "choose one"),
         ("你", {"top_p": 0}, "top_p: 0 is not between"),
         ("你", {"top_k": 1.5}, "top_k: 1.5 is not a whole number"),
         ("你", {"num_beams": 9}, "num_beams: 9 is not between 1 and 8"),
         ("你", {"max_new_tokens": 10**9}, "max_new_tokens: 1000000000 is not between"),
-        ("你", {"seed": -1}, "seed: -1 is not between"),
+        ("你", {"seed": -1}, "seed: -1 is not between 0 and 4294967295"),
         ("你", {"seed": None}, "seed must be a number"),
     ],
 )
@@ -147,7 +147,7 @@ def test_a_conversation_is_kept_as_rows_that_training_reads(tmp_path):
 
 def test_examples_are_evaluation_prompts_one_of_each_category_in_turn():
     found = chat.examples(12)
-    files = [rows.read_prompts(path) for path in rows.prompt_files(chat.EXAMPLES)]
+    files = [rows.read_prompts(path) for path in rows.prompt_files(chat.EXAMPLES) if path.stem != "08alignment"]
     firsts = [file[0] for file in files if not file[0].get("history")]
     assert [text for text, _ in found[: len(firsts)]] == [row["instruction"] for row in firsts]
     assert len(found) == len(set(found)) == 12

@@ -151,7 +151,6 @@ def test_a_parent_that_does_not_fit_ends_the_run_before_the_base_loads(copy, tmp
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"use_rslora": True}, "use_rslora: plain LoRA only"),
         ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern: plain LoRA only"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights pissa .it changed the base model.: plain LoRA only"),
         ({"target_modules": "all-linear"}, "target_modules all-linear: plain LoRA only"),

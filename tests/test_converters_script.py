@@ -47,4 +47,6 @@ def test_python_echo_only_prints(tmp_path):
     printed = prepare(tmp_path, "--download", python="echo")
     assert printed.returncode == 0 and not list(tmp_path.iterdir())
     commands = printed.stdout.splitlines()
-    assert len(commands) == 8 and commands[0].startswith("scripts/fetch_data.py") and "psyQA" not in commands[0]
+    sets = list((ROOT / "data").glob("*/split.py"))
+    assert len(commands) == 1 + len(sets) >= 8
+    assert commands[0].startswith("scripts/fetch_data.py") and "psyQA" not in commands[0]

@@ -79,14 +79,20 @@ def test_rows_that_leave_change_nothing_for_those_that_stay(model, prompts):
 
 
 def test_guesses_change_no_token_and_save_steps(model, prompts, monkeypatch):
-    read = []
+    read, whole = [], []
     forward = Decoder._forward
-    monkeypatch.setattr(
-        Decoder, "_forward", lambda self, ids, *more: read.append(ids.shape[1]) or forward(self, ids, *more)
-    )
+
+    def noted(self, ids, mask, *more):
+        read.append(ids.shape[1])
+        whole.append(mask.shape[1])
+        return forward(self, ids, mask, *more)
+
+    monkeypatch.setattr(Decoder, "_forward", noted)
     for prompt in [*prompts, prompts[0] * 3, [1] + [5, 6, 7, 8] * 6]:
-        decoder = Decoder(model, [prompt], GREEDY, PAD, guess=True)
+        whole.clear()
+        decoder = Decoder(model, [prompt], GREEDY, PAD, guess=len(prompt) + 60)
         assert [decoder.step()[0] for _ in range(60)] == reference(model, prompt, 60)
+        assert max(whole) < len(prompt) + 60, "no position behind the last token's"
     assert len(read) < 11 * 60 and max(read[1:]) > 5
     assert decoding._followed([1, 2, 3, 9, 1, 2, 3]) == [9, 1, 2, 3]
     assert decoding._followed([4, 5, 8, 4, 5, 6, 4, 5]) == [6, 4, 5] and decoding._followed([1, 2, 3]) == []

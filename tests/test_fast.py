@@ -203,7 +203,7 @@ def test_a_whole_run_learns_what_the_plain_one_learns(quick, train, tmp_path):
 def test_a_quantised_base_keeps_its_own_lora_layers_and_gets_the_rest(base, bits):
     def loaded(is_fast: bool):
         torch.manual_seed(1)
-        model = models.prepare_for_training(models.load_base(base, bits == 8, bits == 4, "auto", CPU), CPU)
+        model = models.prepare_for_training(models.load_base(base, bits == 8, bits == 4, "auto", CPU))
         return models.add_lora(model, 4, 8, 0.0, ("q_proj", "v_proj"), is_fast).train()
 
     plain, quick = loaded(False), loaded(True)

@@ -225,13 +225,15 @@ def test_replay_forgets_less_and_is_recorded(following, second, tmp_path, share)
 
 def test_what_is_replayed_follows_from_the_seed_and_was_never_held_out(first):
     stages = [{"name": "first", "run": record.read(Path(first["output_dir"]))}]
-    (once,), drawn = forgetting.replayed(stages, 0.5, 16, 42)
-    assert forgetting.replayed(stages, 0.5, 16, 42)[1] == drawn
-    assert forgetting.replayed(stages, 0.5, 16, 43)[1] != drawn
-    held_out = dataset.split(dataset.load_rows(first["data_path"])[0], 4, 42)[1]["instruction"]
-    (all_of_it,), _ = forgetting.replayed(stages, 1.0, 1000, 42)
-    assert len(once) == 8 and len(all_of_it) == 16
-    assert not set(all_of_it["instruction"]) & set(held_out)
+    own, held_out = dataset.split(dataset.load_rows(first["data_path"])[0], 4, 42)
+    once, drawn = forgetting.replayed(own, stages, 0.5, 42)
+    assert forgetting.replayed(own, stages, 0.5, 42)[1] == drawn
+    assert forgetting.replayed(own, stages, 0.5, 43)[1] != drawn
+    many = dataset.choose(own, [0] * 1000)
+    all_of_it, _ = forgetting.replayed(many, stages, 1.0, 42)
+    assert len(once) == len(own) + 8 and len(all_of_it) == 1000 + 16
+    assert once["instruction"][: len(own)] == own["instruction"][:]
+    assert not set(all_of_it["instruction"]) & set(held_out["instruction"])
 
 
 def test_a_replay_of_unknown_or_lost_rows_ends_the_run(following, first, tmp_path):

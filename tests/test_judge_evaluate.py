@@ -23,15 +23,19 @@ ADAPTERS = ["run-2-alpaca-13b-1", "rerun-2-alpaca-13b-2", "rerun-2-alpaca-13b-2-
 # In place of python: generate.py answers with the name of the adapter's folder; judge.py is the real one.
 STAND_IN = f"""#!{sys.executable}
 import json, os, runpy, sys
+sys.path.insert(0, os.getcwd())
 if sys.argv[1] == "generate.py":
+    from pathlib import Path
+    from utils import rows
     given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
     open("called", "a").write(given["--output_path"] + "\\n")
-    rows = json.load(open(given["--test_input_path"], encoding="utf-8"))
-    rows = [row | {{"output": given["--lora_weights"] + row["instruction"]}} for row in rows]
-    json.dump(rows, open(given["--output_path"], "w", encoding="utf-8"))
+    asked = rows.read_prompts(given["--test_input_path"])
+    target = Path(given["--output_path"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    answers = [row | {{"output": given["--lora_weights"] + row["instruction"]}} for row in asked]
+    target.write_text(json.dumps(answers), encoding="utf-8")
 else:
     sys.argv = sys.argv[1:]
-    sys.path.insert(0, os.getcwd())
     runpy.run_path("judge.py", run_name="__main__")
 """
 
@@ -67,17 +71,18 @@ def run(tree: Path, **environment: str) -> subprocess.CompletedProcess:
 
 
 def test_every_command_is_one_that_its_script_takes(tree):
-    """PYTHON=echo prints four adapters times two categories, then ask and table, and leaves nothing behind."""
+    """PYTHON=echo prints the four adapters, then ask and table, and leaves nothing behind."""
     before = sorted(tree.rglob("*"))
     done = run(tree, PYTHON="echo", MODEL_DIR="m", OUTPUT_DIR="o")
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert [line[0] for line in lines] == ["generate.py"] * 8 + ["judge.py"] * 2
-    for line in lines[:8]:
-        assert cli.parse(generate.main, line[1:])["is_ui"] == "False"
-    asked = cli.parse(judge.ask, lines[8][2:])
+    assert [line[0] for line in lines] == ["generate.py"] * 4 + ["judge.py"] * 2
+    for line in lines[:4]:
+        asked = cli.parse(generate.main, line[1:])
+        assert asked["is_ui"] == "False" and asked["test_input_path"] == "./test_data"
+    asked = cli.parse(judge.ask, lines[4][2:])
     assert [part.partition("=")[0] for part in asked["answers"].split(",")] == ADAPTERS
-    assert cli.parse(judge.table, lines[9][2:]) == {"output_dir": f"o/{NAME}"}
+    assert cli.parse(judge.table, lines[5][2:]) == {"output_dir": f"o/{NAME}"}
     assert sorted(tree.rglob("*")) == before
 
 
@@ -88,10 +93,10 @@ def test_from_adapters_to_tables_and_again_without_asking_twice(tree):
         assert len(server.asked) == 4 * 4
         table = tree / "output" / NAME / "table.md"
         assert f"| category | file | judged | {' | '.join(ADAPTERS)} |" in table.read_text(encoding="utf-8")
-        os.utime(tree / "output" / ADAPTERS[3] / "adapter_model.safetensors")  # trained again: answered again
         again = run(tree, JUDGE_URL=server.url)
-        assert again.returncode == 0 and len(server.asked) == 16  # and the same answers are the same items
-        assert len((tree / "called").read_text().splitlines()) == 8 + 2
+        assert again.returncode == 0 and len(server.asked) == 16
+        targets = [f"./output/{NAME}/{adapter}/test.json" for adapter in ADAPTERS]
+        assert (tree / "called").read_text().splitlines() == targets * 2  # generate.py knows what is answered
 
 
 def test_what_stays_unjudged_is_in_the_tables_and_in_the_exit_code(tree):

@@ -181,7 +181,7 @@ def test_answers_to_other_prompts_are_refused_with_the_list(tmp_path):
 
     message = damaged(write_case(tmp_path), change)
     assert "lacks 1 prompt: 01part 3" in message and re.search(
-        r"answers 1 other prompt: line \d+ \(另一道题\)", message
+        r"answers 1 other prompt: D7b-4-1.json:\d+ \(另一道题\)", message
     )
 
 
@@ -196,7 +196,7 @@ def test_another_input_or_history_is_another_prompt(key, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: [*rows, rows[0]], r"D7b-4-1.json:\d+: a second answer to the same prompt \(题目 1-4\)"),
+        (lambda rows: [*rows, rows[0]], r"D7b-4-1.json:\d+: the same prompt as D7b-4-1.json:\d+ \(题目 1-4\)"),
         (lambda rows: rows[0].pop("output") and None, r'D7b-4-1.json:\d+: "output" is missing or no text'),
         (lambda rows: rows[0].update(output=7), r'D7b-4-1.json:\d+: "output" is missing or no text'),
         (lambda rows: [[]], r"D7b-4-1.json:\d+: a row is a list"),
@@ -210,7 +210,7 @@ def test_a_broken_answers_file_is_named_with_its_line(change, message, tmp_path)
 def test_prompts_that_stand_twice_are_refused(tmp_path):
     flags = write_case(tmp_path)
     write_rows(Path(flags["test_data"]) / "02again.json", [{"instruction": "题目 1-2"}])
-    with pytest.raises(DataFault, match=r"02again.json: prompt 1 is also prompt 2 of 01part"):
+    with pytest.raises(DataFault, match=r"02again.json:\d+: the same prompt as \S+/01part.json:\d+ \(题目 1-2\)"):
         read(flags)
 
 
@@ -220,7 +220,7 @@ def test_a_folder_without_prompts_and_a_reference_that_is_no_text(tmp_path):
     with pytest.raises(DataFault, match="no prompts here"):
         judging.read_items({}, str(tmp_path / "nothing"))
     write_rows(Path(flags["test_data"]) / "02x.json", [{"instruction": "新", "reference": 5}])
-    with pytest.raises(DataFault, match=r'prompt 1: "reference" must be text'):
+    with pytest.raises(DataFault, match=r'02x.json:\d+: "reference" must be text'):
         read(flags)
 
 

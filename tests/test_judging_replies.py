@@ -19,6 +19,7 @@ def lines(form: str, scores: tuple = ("8", "7", "9", "6.5", "0")) -> str:
 
 
 # --- The label and the score, as judges write them ---
+SIDEWAYS = "| | System1 | System2 | System3 | System4 | System5 |\n|--|--|--|--|--|--|\n| 分数 | 8 | 7 | 9 | 6.5 | 0 |"
 
 FORMS = {
     "the form that is asked for": LINES,
@@ -97,8 +98,7 @@ FORMS = {
     "a deduction in brackets": lines("System§：@分（扣2分）"),
     "a table with numbered rows": "| 序号 | 系统 | 分数 | 解释 |\n|-|-|-|-|\n" + lines("| § | System§ | @ | 2 处 |"),
     "a table without outer bars": "System | Score\n--|--\n" + lines("System§ | @"),
-    "a table on its side": "| | System1 | System2 | System3 | System4 | System5 |\n|--|--|--|--|--|--|\n"
-    "| 分数 | 8 | 7 | 9 | 6.5 | 0 |\n| 字数 | 5 | 5 | 5 | 5 | 5 |",
+    "a table on its side": SIDEWAYS + "\n| 字数 | 5 | 5 | 5 | 5 | 5 |",
 }
 
 
@@ -179,6 +179,7 @@ NONE = {
     "minus one, after a space": (LINES.replace("1：8", "1 −1 分"), "-1 is not between 0 and 10"),
     "eighty of nothing": (LINES.replace("：8", "：80"), "80 is not between 0 and 10"),
     "eleven out of ten": (LINES.replace("：8", "：11/10"), "11 is not between 0 and 10"),
+    "out of digits without end": (LINES.replace("：8", "：8/" + "1" * 5000), "System1: a score out of"),
     "out of seven": (LINES.replace("：8", "：5/7"), "out of 7"),
     "a range": (LINES.replace("：8", "：7-8"), "System1: a range"),
     "a range of points": (LINES.replace("：8；", "：7分到8分；"), "System1: a range"),
@@ -266,6 +267,26 @@ def test_an_answer_that_claims_every_score_can_only_lose_its_own_verdict():
 
 def test_a_sixth_system_in_an_answer_is_no_reason_to_ask_again():
     assert parse("System1：3\nSystem2：7\nSystem6：10", 2, ["System6：10", ""]).scores == [3.0, 7.0]
+
+
+# A judge's table, with something that no table of a judge should hold.
+ODD_TABLES = {
+    "a label behind the last bar": SIDEWAYS + "System2：7；尚可\n| 字数 | 5 | 5 | 5 | 5 | 5 |",
+    "rules and nothing else": f"|--|--|\n|--|--|\n\n{LINES}",
+    "a row of bars": f"||||||\n||||||\n\n{LINES}",
+    "one row": LINES.replace("System3：9；很好", "| System3 | 9 |"),
+}
+
+
+@pytest.mark.parametrize("reply", ODD_TABLES.values(), ids=ODD_TABLES.keys())
+def test_an_odd_table_ends_no_run(reply):
+    assert parse(reply, 5).scores == SIX
+
+
+@pytest.mark.parametrize("claim", ["| System1 | 100 |", "| 系统 | 分数 |\n| System1 | 100 |"])
+def test_a_row_of_an_answer_below_the_head_of_another_table_moves_nothing(claim):
+    own = "| 系统 | 分数（满分100） |\n|--|--|\n| System1 | 30 |\n| System2 | 70 |\n"
+    assert parse(own + claim, 2, [claim, "好"]).scores == [3.0, 7.0]
 
 
 HOSTILE = [

@@ -9,6 +9,7 @@ PAGE_PICTURES=folder keeps screenshots.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -63,8 +64,8 @@ def real(stage, silent):
             assert process.poll() is None, process.stdout.read().decode()
             time.sleep(0.1)
     yield address
-    process.terminate()
-    assert process.wait(20) == -15
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
 
 
 def visit(browser, address: str, locale: str = "en-US"):
@@ -133,12 +134,14 @@ def test_an_answer_streams_until_stop_and_the_next_turn_remembers(browser, made_
     expect_answer(page, 0, "…")
     assert conversation.running == 1
     before = conversation.steps
+    page.locator("#message textarea").fill("然后")  # while the answer grows
     page.wait_for_timeout(300)
     assert conversation.steps > before
     page.locator("#stop").click()
     page.wait_for_timeout(1000)
     assert conversation.running == 0
-    say(page, "然后")
+    assert page.locator("#message textarea").input_value() == "然后"
+    page.locator("#message textarea").press("Enter")
     expect_answer(page, 1, '[["slow", "…"]]')
     playwright.expect(page.locator("#notice")).to_contain_text("cut")
     page.locator("#undo").click()
@@ -172,11 +175,7 @@ def test_an_error_is_shown_in_one_line_and_the_page_goes_on(browser, made_up):
 
 def test_an_instruction_an_example_and_a_setting(browser, made_up):
     page = visit(browser, made_up[0])
-    page.get_by_text("Settings", exact=True).click()
-    page.wait_for_timeout(1000)  # the settings unfold
-    page.get_by_label("Seed").fill("7")
-    page.get_by_label("Seed").press("Tab")
-    playwright.expect(page.get_by_label("Seed")).to_have_value("7")
+    page.get_by_label("Seed").fill("7")  # at once, by who has not waited for anything
     page.get_by_role("tab", name="Instruction").click()
     page.get_by_role("button", name="例", exact=True).last.click()
     playwright.expect(page.locator("#input textarea")).to_have_value("子")

@@ -238,6 +238,6 @@ def test_a_run_that_does_not_fit_is_told_what_would():
 
 
 def test_too_little_memory_is_a_warning(quick, capsys, monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10_000_000)
+    monkeypatch.setattr(memory, "free_bytes", lambda *_: 10_000_000)
     finetune.train(**quick, dry_run=True)
     assert "warning: this does not fit: no flag makes it fit" in capsys.readouterr().out

@@ -62,8 +62,31 @@ def test_every_link_leads_somewhere(readme):
             assert anchor in anchors(readme), anchor
 
 
+PLACES = (".", "data", "data/*", "scripts", "scripts/*", "templates", "test_data", "tests", "utils")
+PAGES = [path for place in PLACES for path in sorted(ROOT.glob(f"{place}/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_every_page_leads_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\((?!http|#)([^)#]*)", text):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "scripts/pictures").glob("*.png")), ids=lambda path: path.name)
+def test_a_picture_is_small_shown_and_has_its_command(picture):
+    assert picture.stat().st_size < 150_000
+    assert f"`{picture.name}`" in (ROOT / "scripts/pictures/README.md").read_text(encoding="utf-8")
+    assert all(f"(scripts/pictures/{picture.name})" in text for text in TEXTS.values())
+
+
 def test_what_use_leaves_beside_the_code_is_ignored_by_git():
     """Outputs of the defaults, wandb's folder, and the passwords of the README's example."""
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     left = {*MADE_BY_USE, "lora-alpaca/", "lora-bloom/", "answers-*/", "wandb/", "users.txt", "data/mine/", "data/raw/"}
     assert left <= set(ignored)
+
+
+def test_the_librarys_page_has_a_line_a_room():
+    named = re.findall(r"^\| `(\w+)\.py` \|", (ROOT / "utils/README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "utils").glob("*.py") if path.stem != "__init__")

@@ -100,7 +100,10 @@ WAYS = {
     "group_by_length": ({"num_epochs": 3, "group_by_length": True}, (4, 7)),
     "no evaluation": ({"num_epochs": 2, "val_set_size": 0}, (3,)),
     "8-bit": ({"num_epochs": 2, "load_8bit": True}, (4,)),
-    "loss on the prompts too": ({"num_epochs": 2, "train_on_inputs": True, "lora_dropout": 0.5}, (3, 4)),
+    "loss on the prompts too, dropout and noise": (
+        {"num_epochs": 2, "train_on_inputs": True, "lora_dropout": 0.5, "neftune_noise_alpha": 5.0},
+        (3, 4),
+    ),
 }
 
 
@@ -191,6 +194,7 @@ OTHER = {
     "batch_size": 4, "num_epochs": 3, "learning_rate": 3e-2, "cutoff_len": 128, "val_set_size": 1, "lora_r": 4,
     "lora_alpha": 32, "lora_dropout": 0.1, "lora_target_modules": ("q_proj", "k_proj"), "train_on_inputs": True,
     "group_by_length": True, "load_8bit": True, "load_4bit": True, "dtype": "bfloat16", "seed": 43, "replay": 0.1,
+    "use_rslora": True, "neftune_noise_alpha": 5.0,
     "data_mix": ("1.0",), "last_turn_only": True, "fast": False,
 }  # fmt: skip
 SIGNATURE = inspect.signature(finetune.train).parameters

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_web import Conversation, free_port, launch
+from test_web import Conversation, chat_data, free_port, launch
 
 from utils import cli, gate, web
 
@@ -36,7 +36,7 @@ def test_a_port_that_is_lost_while_the_model_loads_is_the_environments_fault(tak
     monkeypatch.setattr(sys, "argv", ["generate.py"])
 
     def main() -> None:
-        web.serve(page, "127.0.0.1", taken, False, [], gate.middleware("127.0.0.1", False))
+        web.serve(page, "127.0.0.1", taken, False, [], gate.in_front("127.0.0.1", False))
 
     with pytest.raises(SystemExit) as end:
         cli.run(main, [])
@@ -53,24 +53,34 @@ SERVE = """
 import sys
 sys.path[:0] = sys.argv[2:]
 import test_web
-from utils import gate, web
-page = web.build(test_web.Conversation(), "Test", [], str)
-web.serve(page, "127.0.0.1", int(sys.argv[1]), False, [], gate.middleware("127.0.0.1", False))
+from utils import cli, gate, web
+def main():
+    page = web.build(test_web.Conversation(), "Test", [], str)
+    web.serve(page, "127.0.0.1", int(sys.argv[1]), False, [], gate.in_front("127.0.0.1", False))
+cli.run(main, [])
 """
 
 
-def test_the_environment_opens_nothing(tmp_path):
-    """No file of this machine, no editor of its code, no other address; a proxy for the network is not in the way."""
+def test_the_environment_opens_nothing_and_a_signal_ends_all(tmp_path):
+    """No file of this machine, no editor of its code, no other address; a proxy for the network is not in the way.
+
+    Then SIGTERM, with an answer under way: the screen has had one line."""
     (tmp_path / "secret").write_text("secret")
     port, environment = free_port(), {**os.environ, **HOSTILE}
     command = [sys.executable, "-c", SERVE, str(port), str(ROOT), str(ROOT / "tests")]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        assert "Running on local URL" in next(iter(process.stdout), "")
+        assert next(iter(process.stdout), "") == f"the page is at http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as http:
             assert http.get(f"/gradio_api/file={tmp_path / 'secret'}").status_code == 403
             assert http.get("/config").json()["root"] == f"http://127.0.0.1:{port}"
-            assert http.post("/gradio_api/vibe-edit", json={"prompt": "x"}).status_code == 403
+            assert http.get("/gradio_api/vibe-code").status_code == 403
+            event = http.post("/gradio_api/call/chat", json={"data": chat_data("slow")}).json()["event_id"]
+            with http.stream("GET", f"/gradio_api/call/chat/{event}") as lines:
+                assert next(line for line in lines.iter_lines() if "generating" in line)
+                process.terminate()
+                assert process.wait(5) == 143
+        assert process.stdout.read() == ""
     finally:
-        process.terminate()
+        process.kill()
         process.communicate(timeout=20)

@@ -126,6 +126,24 @@ def test_alpaca_loras_wandb_log_model_true_is_what_wandb_calls_end(monkeypatch):
     assert seen["report_to"] == ["wandb"]
 
 
+@pytest.mark.parametrize(
+    ("device", "bits", "expected"),
+    [
+        ("cuda", 4, "paged_adamw_32bit"),
+        ("cuda", 8, "adamw_torch_fused"),
+        ("cuda", 16, "adamw_torch_fused"),
+        ("cpu", 4, "adamw_torch_fused"),
+    ],
+)
+def test_a_4_bit_base_on_a_gpu_has_the_paged_optimizer(device, bits, expected):
+    name = training.optimizer({"load_8bit": bits == 8, "load_4bit": bits == 4}, torch.device(device))
+    assert name == expected
+    settings = training.TrainingArguments(optim=name, use_cpu=True)
+    kind, arguments = training.Trainer.get_optimizer_cls_and_kwargs(settings)
+    assert kind.__name__ == "AdamW" and arguments.get("is_paged", False) == name.startswith("paged")
+    assert arguments.get("optim_bits", 32) == 32
+
+
 @pytest.mark.parametrize("module, fault", [("wandb.errors.errors", EnvironmentFault), ("builtins", RuntimeError)])
 def test_a_wandb_without_a_login_is_told_in_one_line(module, fault):
     error = type("UsageError", (RuntimeError,), {"__module__": module})

@@ -64,14 +64,11 @@ def launch(conversation, users=(), name: str = "127.0.0.1") -> tuple[gradio.Bloc
     launched: dict = {}
     original = gradio.Blocks.launch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            gradio.Blocks,
-            "launch",
-            lambda self, **more: launched.update(more) or original(self, **more, prevent_thread_lock=True, quiet=True),
-        )
+        patch.setattr(gradio.Blocks, "launch", lambda self, **more: launched.update(more) or original(self, **more))
+        patch.setattr(web, "_stay", lambda page: None)
         patch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
         patch.setenv("GRADIO_SHARE", "True")
-        web.serve(page, name, port, False, list(users), gate.middleware(name, False))
+        web.serve(page, name, port, False, list(users), gate.in_front(name, False))
     return page, port, launched
 
 
@@ -93,20 +90,7 @@ def ask(asked: Client, text: str, **settings):
 
 
 def submit(asked: Client, text: str, **settings):
-    return asked.submit(*values(asked, "/chat", message=text, **settings), api_name="/chat")
-
-
-def values(asked: Client, api_name: str, **given) -> list:
-    """The values of an endpoint in the order of its parameters: those given, else the defaults."""
-    order = asked.view_api(return_format="dict")["named_endpoints"][api_name]["parameters"]
-    given = {**DEFAULTS, "adapter": "one", "message": "", "instruction": "", "input": "", **given}
-    return [given[key_of(one["label"])] for one in order]
-
-
-def key_of(label) -> str:
-    """The name of the field behind a label that is still to be translated."""
-    text = label if isinstance(label, str) else json.dumps(label)
-    return next(key for key in web.TEXTS if f'"{web.PREFIX}{key}"' in text)
+    return asked.submit(message=text, **settings, api_name="/chat")
 
 
 def shown(result) -> list[tuple[str, str]]:
@@ -127,7 +111,7 @@ def test_the_address_asked_for_is_the_one_served_whatever_the_environment_says(s
 
 def test_an_answer_streams_and_every_value_arrives_under_its_name(served):
     settings = {"temperature": 0.5, "top_p": 0.6, "top_k": 7, "num_beams": 2, "max_new_tokens": 9, "seed": 5}
-    job = submit(client(served.port), "问", adapter="two", **settings)
+    job = submit(client(served.port), "问", model="two", **settings)
     (_, question), (role, answer) = shown(job.result(timeout=30))
     assert (question, role) == ("问", "assistant")
     assert json.loads(answer) == ["two", "问", "", [], settings]
@@ -150,21 +134,22 @@ def test_undo_clear_and_retry(served):
     ask(asked, "二")
     result = asked.predict(api_name="/undo")
     assert [text for role, text in shown(result) if role == "user"] == ["一"] and result[-1] == "二"
-    again = asked.predict(*values(asked, "/retry", temperature=0.7), api_name="/retry")
+    again = asked.predict(temperature=0.7, api_name="/retry")
     assert json.loads(shown(again)[-1][1])[4]["seed"] == 43 and again[-1] == 43
-    again = asked.predict(*values(asked, "/retry"), api_name="/retry")
+    again = asked.predict(api_name="/retry")
     assert json.loads(shown(again)[-1][1])[4]["seed"] == 42, "greedy answers have no seed"
     assert shown(asked.predict(api_name="/clear")) == []
     assert json.loads(asked.predict(api_name="/rows")) == []
     with pytest.raises(Exception, match="no answer to retry"):
-        asked.predict(*values(asked, "/retry"), api_name="/retry")
+        asked.predict(api_name="/retry")
 
 
 def test_an_instruction_with_its_input(served):
     asked = client(served.port)
-    answer = asked.predict(*values(asked, "/answer", instruction="译", input="文"), api_name="/answer")
-    assert json.loads(answer)[:4] == ["one", "译", "文", []]
-    assert "two" in asked.predict("two", api_name="/about")
+    answer = asked.predict(instruction="译", input="文", temperature=0.5, api_name="/answer")
+    assert json.loads(answer) == ["one", "译", "文", [], {**DEFAULTS, "temperature": 0.5}]
+    assert json.loads(asked.predict("译", api_name="/answer"))[:4] == ["one", "译", "", []]
+    assert "two" in asked.predict(model="two", api_name="/about")
 
 
 def test_an_error_reaches_the_user_and_the_server_lives(served, capsys):
@@ -210,8 +195,8 @@ def test_a_body_of_30_mb_is_refused_and_nothing_can_be_uploaded(served):
     chunks = (b"x" * 100_000 for _ in range(300))
     with contextlib.suppress(httpx.TransportError):  # the connection was closed on it
         assert httpx.post(f"{address}/queue/join", content=chunks).status_code >= 400
-    files = {"files": ("x.txt", b"x" * 5000)}
-    assert httpx.post(f"{address}/upload", files=files).status_code >= 400
+    for path in ("upload", "process_recording", "component_server", "stream/x"):
+        assert httpx.post(f"{address}/{path}", files={"files": ("x.txt", b"x")}).status_code == 404
     assert ask(client(served.port), "问")
 
 
@@ -251,7 +236,7 @@ def test_a_leaver_frees_the_place_within_a_second(served):
             await asyncio.gather(*(stay(http, f"leaver{number}") for number in range(web.TOGETHER)))
 
     async def stay(http, session: str) -> None:
-        body = {"data": chat_data(served.port, "slow"), "session_hash": session, "fn_index": chat_index(served.page)}
+        body = {"data": chat_data("slow"), "session_hash": session, "fn_index": chat_index(served.page)}
         (await http.post("/queue/join", json=body)).raise_for_status()
         async with http.stream("GET", "/queue/data", params={"session_hash": session}) as lines:
             async for line in lines.aiter_lines():
@@ -278,14 +263,9 @@ def chat_index(page: gradio.Blocks) -> int:
     return next(index for index, fn in page.fns.items() if fn.api_name == "chat")
 
 
-def chat_data(port: int, text: str) -> list:
-    """The values of /chat in the order of its inputs, as a browser sends them (null for the session's state)."""
-    fields = httpx.get(f"http://127.0.0.1:{port}/config").json()
-    components = {one["id"]: one for one in fields["components"]}
-    inputs = next(one for one in fields["dependencies"] if one["api_name"] == "chat")["inputs"]
-    given = {**DEFAULTS, "adapter": "one", "message": text}
-    labels = [components[number]["props"].get("label") for number in inputs]
-    return [None if label is None else given[key_of(label)] for label in labels]
+def chat_data(text: str) -> list:
+    """The values of /chat as a browser sends them, null for the session's conversation."""
+    return [text, None, "one", *DEFAULTS.values()]
 
 
 def test_a_stopped_answer_stays_and_frees_its_place(served):
@@ -307,12 +287,13 @@ def test_who_comes_when_the_queue_is_full_is_told_so(monkeypatch):
     page, port, _ = launch(conversation)
     try:
         address = f"http://127.0.0.1:{port}/gradio_api/queue/join"
-        data = chat_data(port, "slow")
-        body = {"data": data, "fn_index": chat_index(page)}
+        body = {"data": chat_data("slow"), "fn_index": chat_index(page)}
         answers = [httpx.post(address, json={**body, "session_hash": f"s{number}"}) for number in range(12)]
         codes = [answer.status_code for answer in answers]
-        assert codes[: web.TOGETHER] == [200] * web.TOGETHER and codes[-1] == 503
-        assert "full" in answers[-1].text.lower()
+        past = httpx.post(f"http://127.0.0.1:{port}/gradio_api/run/chat", json={"data": chat_data("问")})
+        assert past.status_code == 404, "nobody passes the queue by"
+        assert codes[: web.TOGETHER] == [200] * web.TOGETHER and codes[-1] == 429
+        assert answers[-1].json() == {"detail": gate.BUSY}
     finally:
         page.close()
 

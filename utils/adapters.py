@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import PreTrainedModel
 
 from utils import checkpoint, record
 from utils.errors import ArgumentFault, ModelFault
@@ -72,7 +73,7 @@ def check_weights(weights: Weights, model: PeftModel, source: Path, name: str = 
 
 
 def inherit(flags: dict, given: frozenset[str], parent: dict | None) -> dict:
-    """The flags with rank, alpha, targets and template taken from the parent, each announced.
+    """The flags with rank, alpha, targets, rsLoRA and template taken from the parent, each announced.
 
     given: names of the flags that the user gave. Raises ArgumentFault for a given flag that contradicts the parent:
     an adapter's shape, scale and template cannot change between stages. Raises ModelFault for a parent whose
@@ -90,6 +91,7 @@ def inherit(flags: dict, given: frozenset[str], parent: dict | None) -> dict:
         "lora_r": config.get("r"),
         "lora_alpha": int(float(config["lora_alpha"])) if "lora_alpha" in config else None,
         "lora_target_modules": tuple(sorted(config.get("target_modules") or ())) or None,
+        "use_rslora": bool(config.get("use_rslora")),
         "prompt_template_name": parent["template"],
     }
     result = dict(flags)
@@ -129,8 +131,8 @@ def check_parent(parent: dict | None, base: dict, model: PeftModel, force_base: 
     check_weights(weights, model, source)
     if not _has_learned(weights):
         raise ModelFault(f"{source}: every lora_B is zero, it has learned nothing")
-    if problem := _changed(folder):
-        raise ModelFault(f"--resume_from_checkpoint: {problem}")
+    if change := _changed(folder):
+        raise ModelFault(f"--resume_from_checkpoint: {change}")
 
 
 def _changed(folder: Path) -> str | None:
@@ -147,7 +149,9 @@ def load_parent(parent: dict | None, model: PeftModel) -> None:
         set_peft_model_state_dict(model, read_weights(adapter_file(Path(parent["path"]))))
 
 
-def apply_adapter(model, folder: Path | None, name: str = "default"):
+def apply_adapter(
+    model: PreTrainedModel | PeftModel, folder: Path | None, name: str = "default"
+) -> PreTrainedModel | PeftModel:
     """The model with the adapter of `folder` on it under `name`, for answers; the model as it is for None.
 
     On a model on the meta device only the fit is checked. Raises ModelFault for an adapter that does not fit.
@@ -171,7 +175,7 @@ def apply_adapter(model, folder: Path | None, name: str = "default"):
     return model
 
 
-def apply_adapters(model, folders: Mapping[str, Path]):
+def apply_adapters(model: PreTrainedModel | PeftModel, folders: Mapping[str, Path]) -> PreTrainedModel | PeftModel:
     """The model with several adapters on it to switch between, each under its name (see apply_adapter).
 
     A single one becomes part of the weights, which is faster; a quantised base keeps it beside them.
@@ -183,7 +187,7 @@ def apply_adapters(model, folders: Mapping[str, Path]):
     return model
 
 
-def unmerged(model, adapters: list[Adapter]):
+def unmerged(model: PreTrainedModel, adapters: list[Adapter]) -> PreTrainedModel | PeftModel:
     """The base with adapters on it, in order, the last one's LoRA layers unmerged: what a merge is compared with.
 
     Embeddings grow to the adapters' sizes; tied ones stay tied. Raises ModelFault where PEFT has no place for a tensor.

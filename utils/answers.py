@@ -10,8 +10,10 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from utils import journal
+from utils.checks import adapter_names
 from utils.errors import DataFault, EnvironmentFault, ModelFault
 from utils.files import PART, disk_faults, json_text, sha256_file, write_atomic
 from utils.rows import Row
@@ -26,24 +28,25 @@ SETTINGS = (
 Answers = dict[int, dict]
 
 
-def output_file(output_path: str, lora_weights: str, base_model: str) -> Path:
+def output_file(output_path: str, adapter: str, base: str) -> Path:
     """Where the answers go: output_path, else test.json in the adapter's folder, else (a Hub adapter, or none) in
     ./answers-<name>. Its folder is made. Raises EnvironmentFault where nothing can be written."""
     if output_path:
         path = Path(output_path)
-    elif lora_weights and Path(lora_weights).is_dir():
-        path = Path(lora_weights) / "test.json"
+    elif os.path.isdir(adapter):
+        path = Path(adapter) / "test.json"
     else:
-        name = (lora_weights or base_model).rstrip("/").replace("/", "--")
-        path = Path(f"answers-{Path(name).name}") / "test.json"
+        name = adapter or base
+        name = Path(name).resolve().name if os.path.isdir(name) else name.replace("/", "--")
+        path = Path(f"answers-{name}") / "test.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EnvironmentFault(f"{path.parent} cannot be made: {os.strerror(error.errno)}") from None
+        raise EnvironmentFault(f"{path.parent} cannot be made: {error.strerror}") from None
     return path
 
 
-def describe(flags: Mapping[str, object], base: Mapping, tuned: Tuned, prompts: Sequence[Row]) -> dict:
+def describe(flags: Mapping[str, Any], base: Mapping, tuned: Tuned, prompts: Sequence[Row]) -> dict:
     """What is asked of what: the first line of a journal. Two runs with the same one have the same answers."""
     return {
         "prompts": {"count": len(prompts), "sha256": _hash(prompts)},
@@ -63,14 +66,16 @@ def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode("utf-8")).hexdigest()
 
 
-def begin(flags: Mapping[str, object], base: Mapping, tuned: Tuned, prompts: Sequence[Row]) -> "Target":
+def begin(flags: Mapping[str, Any], base: Mapping, tuned: Tuned, prompts: Sequence[Row]) -> "Target":
     """The file that the flags of generate.py ask for. Raises what Target raises."""
-    path = output_file(flags["output_path"], flags["lora_weights"], flags["base_model"])
+    (adapter,) = adapter_names(flags["lora_weights"]) or [""]
+    path = output_file(flags["output_path"], adapter, flags["base_model"])
     return Target(path, describe(flags, base, tuned, prompts), prompts, flags["overwrite"])
 
 
 class Target:
-    """One test.json with its journal, taken for this process. done: {index of one of `prompts`: its answer}.
+    """One test.json with its journal, taken for this process. done: {index of one of `prompts`: its answer}. A copy
+    that goes to another process of the run knows what is done and writes nothing.
 
     Raises ModelFault, naming each difference, where test.json or the journal are about something else (with overwrite
     they are moved away); EnvironmentFault where another process is at it, or nothing can be written.
@@ -97,6 +102,9 @@ class Target:
         if self.done and not self.is_complete:
             print(f"{path} goes on: {len(self.done)} of {len(prompts)} prompts are answered")
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_journal": None}
+
     @property
     def is_complete(self) -> bool:
         """Whether every prompt has its answer."""
@@ -104,15 +112,19 @@ class Target:
 
     def add(self, answers: Answers) -> None:
         """Put the answers of one batch on the disk. Raises EnvironmentFault where that is full."""
+        self.done |= answers
+        if self._journal is None:
+            return
         with disk_faults(self.path.parent):
             if self._is_new:
                 self._journal.append(self._asked)
                 self._is_new = False
             self._journal.append({"answers": {str(index): answer for index, answer in answers.items()}})
-        self.done |= answers
 
     def close(self) -> None:
         """Write test.json, if it is not there: each prompt's row with its answer, in the prompts' order."""
+        if self._journal is None:
+            return
         if self.path.exists():
             print(f"{self.path} is already complete: {len(self.done)} answers")
         else:
@@ -127,7 +139,8 @@ class Target:
 
 def _read(path: Path) -> tuple[dict | None, Answers]:
     """(what was asked, answers) of a journal. Raises DataFault naming a line that is not of ours."""
-    asked, done = None, {}
+    asked: dict | None = None
+    done: Answers = {}
     for number, raw in enumerate(journal.whole_lines(path), 1):
         try:
             line = json.loads(raw)

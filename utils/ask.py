@@ -11,17 +11,18 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import openai
-from openai.types.chat import ChatCompletion
 from tqdm import tqdm
 
-from utils import record
+from utils import record, verdicts
 from utils.errors import DataFault, EnvironmentFault
+from utils.journal import Journal
 from utils.judging import Call, new_marker, prompt
-from utils.verdicts import Journal, key_of, parse
 
 KEY = "OPENAI_API_KEY"
 TRIES = 6  # of one call that fails
@@ -44,130 +45,116 @@ class Endpoint:
 
 
 @dataclass
-class _State:
+class _Run:
     """What the askers of one run share."""
 
     client: openai.AsyncOpenAI
     endpoint: Endpoint
     journal: Journal
     bar: tqdm
-    tokens: int = 0
+    tokens: int  # of all replies of this judge in the journal, read and written
     not_before: float = 0.0  # time.monotonic() before which nothing is sent: somebody was told to wait
     lost: set[object] = field(default_factory=set)  # what was given up since the last reply
     unjudged: dict[str, str] = field(default_factory=dict)
 
 
-class _GivenUp(Exception):
-    """A call that stays without a reply."""
-
-
-def ask_missing(calls: Sequence[Call], endpoint: Endpoint, journal: Journal, concurrency: int) -> dict[str, str]:
-    """Ask for every verdict that the journal lacks; returns {call: why} of those that stay unjudged.
+def ask_missing(
+    calls: Sequence[Call], endpoint: Endpoint, output_dir: str, concurrency: int
+) -> tuple[dict[str, str], int]:
+    """Ask for every verdict that verdicts.jsonl lacks; returns ({call: why} of those that stay unjudged, the tokens
+    that this judge's replies have taken so far).
 
     Raises EnvironmentFault without a key, for a key that is refused, a model that is not there, or a judge that
     cannot be reached; DataFault where the journal holds verdicts of this judge at another temperature.
     """
-    _key()
+    client = openai.AsyncOpenAI(api_key=_key(), base_url=endpoint.base_url, max_retries=0)
+    with verdicts.open_journal(output_dir) as journal:
+        lines = [line for line in verdicts.read(output_dir) if line["judge"] == endpoint.model]
+        missing = _missing(calls, lines, endpoint, journal.path)
+        judged = len(calls) - len(missing)
+        with tqdm(total=len(calls), initial=judged, desc="judging", unit="call", disable=None) as bar:
+            run = _Run(client, endpoint, journal, bar, sum(map(_tokens, lines)))
+            asyncio.run(_ask_all(run, missing, concurrency))
+            return run.unjudged, run.tokens
+
+
+def _missing(calls: Sequence[Call], lines: Sequence[dict], endpoint: Endpoint, path: Path) -> list[Call]:
     known = {call.key: call for call in calls}
-    own = [line for line in journal.lines if line["judge"] == endpoint.model and key_of(line) in known]
+    own = [line for line in lines if verdicts.key_of(line) in known]
     if others := {line["temperature"] for line in own if line.get("attempt") == 1} - {endpoint.temperature}:
         asked = f"{endpoint.model} was asked at --temperature {others.pop():g}, not {endpoint.temperature:g}"
-        raise DataFault(f"{journal.path}: {asked}; take that, or another --output_dir")
-    done = {key_of(line) for line in own if parse(line, known[key_of(line)]).scores}
-    missing = [call for call in calls if call.key not in done]
-    with tqdm(total=len(calls), initial=len(calls) - len(missing), desc="judging", unit="call", disable=None) as bar:
-        spent = tokens_spent(journal, endpoint.model)
-        return asyncio.run(_ask_all(missing, endpoint, journal, concurrency, bar, spent))
+        raise DataFault(f"{path}: {asked}; take that, or another --output_dir")
+    done = {key for line in own if verdicts.parse(line, known[key := verdicts.key_of(line)]).scores}
+    return [call for call in calls if call.key not in done]
 
 
-def tokens_spent(journal: Journal, judge: str) -> int:
-    """All tokens, read and written, of this judge's replies in the journal."""
-    return sum(_tokens_of(line) for line in journal.lines if line["judge"] == judge)
+async def _ask_all(run: _Run, missing: Sequence[Call], concurrency: int) -> None:
+    waiting = iter(missing)
+
+    async def asker() -> None:
+        for call in waiting:
+            if problem := await _judge(run, call):
+                run.unjudged[call.name] = problem
+                run.bar.write(f"{call.name}: unjudged: {problem}")
+            run.bar.update()
+
+    run.bar.set_postfix(tokens=f"{run.tokens:,}")
+    async with run.client:
+        await asyncio.gather(*(asker() for _ in range(concurrency)))
 
 
-def _tokens_of(line: dict) -> int:
-    return sum((line.get("tokens") or {}).values())
-
-
-async def _ask_all(
-    missing: list[Call], endpoint: Endpoint, journal: Journal, concurrency: int, bar: tqdm, tokens: int
-) -> dict[str, str]:
-    async with openai.AsyncOpenAI(api_key=_key(), base_url=endpoint.base_url, max_retries=0) as client:
-        state = _State(client, endpoint, journal, bar, tokens)
-        bar.set_postfix(tokens=f"{tokens:,}")
-        waiting = iter(missing)
-        await asyncio.gather(*(_asker(state, waiting) for _ in range(concurrency)))
-        return state.unjudged
-
-
-async def _asker(state: _State, waiting: Iterator[Call]) -> None:
-    for call in waiting:
-        if problem := await _judge(state, call):
-            state.unjudged[call.name] = problem
-            state.bar.write(f"{call.name}: unjudged: {problem}")
-        state.bar.update()
-
-
-async def _judge(state: _State, call: Call) -> str:
+async def _judge(run: _Run, call: Call) -> str:
     """Ask until a reply gives scores; "" or why none did."""
     problem = ""
     for attempt in range(1, REPLIES + 1):
-        marker = new_marker(call)
-        text = prompt(call, marker)
-        temperature = state.endpoint.temperature
+        temperature = run.endpoint.temperature
         if attempt > 1 and temperature >= 0:
             temperature = max(temperature, WARMER)
-        try:
-            completion = await _send(state, call, text, temperature)
-        except _GivenUp as error:
-            return str(error)
-        line = _line(state, call, completion) | {
+        marker = new_marker(call)
+        text = prompt(call, marker)
+        told = await _send(run, call, text, temperature)
+        if isinstance(told, str):
+            return told
+        line = {
+            "judge": run.endpoint.model,
+            **dict(zip(verdicts.KEY, call.key, strict=True)),
+            "order": call.order,
             "attempt": attempt,
             "temperature": temperature,
             "marker": marker,
             "prompt_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "base_url": run.endpoint.base_url,
+            **told,
         }
-        verdict = parse(line, call)
+        verdict = verdicts.parse(line, call)
         problem = verdict.problem
-        state.journal.append(line | {"scores": verdict.scores, "problem": problem})
-        state.tokens += _tokens_of(line)
-        state.bar.set_postfix(tokens=f"{state.tokens:,}", refresh=False)
+        run.journal.append(line | {"scores": verdict.scores, "problem": problem})
+        run.tokens += _tokens(line)
+        run.bar.set_postfix(tokens=f"{run.tokens:,}", refresh=False)
         if verdict.scores:
             break
     return problem
 
 
-def _line(state: _State, call: Call, completion: ChatCompletion) -> dict:
-    choice, usage = completion.choices[0], completion.usage
-    return {
-        "judge": state.endpoint.model,
-        "mode": call.mode,
-        "category": call.item.category,
-        "number": call.item.number,
-        "rotation": call.rotation,
-        "order": call.order,
-        "base_url": state.endpoint.base_url,
-        "model": completion.model,
-        "date": record.now(),
-        "finish_reason": choice.finish_reason,
-        "tokens": {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens} if usage else None,
-        "reply": _safe(choice.message.content or ""),
-    }
+def _tokens(line: dict) -> int:
+    return sum((line.get("tokens") or {}).values())
 
 
-async def _send(state: _State, call: Call, text: str, temperature: float) -> ChatCompletion:
-    """One reply, after as many tries as it takes up to TRIES. Raises _GivenUp, or EnvironmentFault where no further
-    call can fare better."""
+async def _send(run: _Run, call: Call, text: str, temperature: float) -> dict | str:
+    """What _once returns, after as many tries as it takes up to TRIES, or why the call is given up.
+
+    Raises EnvironmentFault where no further call can fare better.
+    """
     reason, refused = "", False
     for attempt in range(TRIES):
         if attempt:
             await asyncio.sleep(min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.5, 1))
-        while (rest := state.not_before - time.monotonic()) > 0:
+        while (rest := run.not_before - time.monotonic()) > 0:
             await asyncio.sleep(rest)
         try:
-            completion = await _once(state, text, temperature)
-            state.lost.clear()
-            return completion
+            told = await _once(run, text, temperature)
+            run.lost.clear()
+            return told
         except openai.APIStatusError as error:
             reason = _reason(error)
             _end_where_hopeless(error, reason)
@@ -178,49 +165,60 @@ async def _send(state: _State, call: Call, text: str, temperature: float) -> Cha
             if wait > LONGEST_WAIT:
                 reason = f"{reason}: asks to wait {wait:.0f} s"
                 break
-            state.not_before = max(state.not_before, time.monotonic() + wait)
+            run.not_before = max(run.not_before, time.monotonic() + wait)
         except (openai.APIError, TimeoutError, ValueError) as error:
             reason = _reason(error)
     # A prompt that is refused, too long perhaps, is refused in each of its orders: that counts once.
-    state.lost.add((call.item.category, call.item.number) if refused else call.key)
-    if len(state.lost) >= LOST_IN_A_ROW:
-        raise EnvironmentFault(f"{state.endpoint.base_url}: {LOST_IN_A_ROW} in a row failed, the last with {reason}")
-    raise _GivenUp(reason)
+    run.lost.add((call.item.category, call.item.number) if refused else call.key)
+    if len(run.lost) >= LOST_IN_A_ROW:
+        raise EnvironmentFault(f"{run.endpoint.base_url}: {LOST_IN_A_ROW} in a row failed, the last with {reason}")
+    return reason
 
 
-async def _once(state: _State, text: str, temperature: float) -> ChatCompletion:
-    """One HTTP call. Raises openai.APIError, TimeoutError, or ValueError for a body that is no chat completion."""
+async def _once(run: _Run, text: str, temperature: float) -> dict:
+    """One HTTP call: model, date, finish_reason, tokens and reply, as they stand in a line of the journal.
+
+    Raises openai.APIError, TimeoutError, or ValueError for a body that is no chat completion.
+    """
     warmth = {"temperature": temperature} if temperature >= 0 else {}
-    async with asyncio.timeout(state.endpoint.timeout):
-        completion = await state.client.chat.completions.create(
-            model=state.endpoint.model, messages=[{"role": "user", "content": text}], timeout=None, **warmth
+    async with asyncio.timeout(run.endpoint.timeout):
+        completion = await run.client.chat.completions.create(
+            model=run.endpoint.model, messages=[{"role": "user", "content": text}], timeout=None, **warmth
         )
-    if not isinstance(completion, ChatCompletion) or not completion.choices or not completion.choices[0].message:
-        raise ValueError("a body that is no chat completion")
-    if not isinstance(completion.choices[0].message.content, str | None):
+    try:  # the client checks nothing of what servers leave out
+        body = completion.to_dict(warnings=False)
+        choice, usage = body["choices"][0], body.get("usage") or {}
+        reply = choice["message"].get("content") or ""
+        tokens = {kind: int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")}
+    except (AttributeError, KeyError, IndexError, TypeError):
+        raise ValueError("a body that is no chat completion") from None
+    if not isinstance(reply, str):
         raise ValueError("a reply that is no text")
-    return completion
+    return {
+        "model": body.get("model"),
+        "date": record.now(),
+        "finish_reason": choice.get("finish_reason"),
+        "tokens": tokens,
+        "reply": _safe(reply),
+    }
 
 
 def _end_where_hopeless(error: openai.APIStatusError, reason: str) -> None:
     """Raise EnvironmentFault for a refused key, a model or path that is not there, an account without credit."""
     if error.status_code in (401, 403):
         raise EnvironmentFault(f"the judge refuses the key in {KEY} ({reason})") from None
-    if error.status_code == 404 or getattr(error, "code", None) == "insufficient_quota":
+    if error.status_code == 404 or error.code == "insufficient_quota":
         raise EnvironmentFault(f"the judge cannot be asked: {reason}") from None
 
 
 def _retry_after(error: openai.APIStatusError) -> float:
     """Seconds that the Retry-After header asks for, as a number or a date; 0 without one that can be read."""
     text = error.response.headers.get("retry-after", "")
-    try:
+    with suppress(ValueError):
         return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError, TypeError):
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
+    return 0.0
 
 
 def _reason(error: Exception) -> str:
@@ -228,9 +226,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return "no reply in time"
     code = f"{error.status_code} " if isinstance(error, openai.APIStatusError) else ""
-    message = (getattr(error, "message", "") or str(error)).removeprefix(f"Error code: {code}- ")
+    message = str(error).removeprefix(f"Error code: {code}- ")
     cause = f" ({error.__cause__})" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
-    return _safe(f"{code}{message}{cause}".replace("\n", " ")[:200])
+    return " ".join(_safe(f"{code}{message}{cause}").split())[:200]
 
 
 def _key() -> str:

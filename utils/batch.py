@@ -9,16 +9,22 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
+from utils import ranks, runtime
 from utils.answers import Answers, Target
 from utils.encode import prompt_ids
 from utils.errors import DataFault, EnvironmentFault
 from utils.generation import Assistant
 from utils.prompter import Prompter
-from utils.rows import Row
+from utils.record import warn
+from utils.rows import Row, unread_keys
 
 
 def encode_all(tokenizer, prompter: Prompter, prompts: Sequence[Row], context: int, source: str) -> list[list[int]]:
-    """The prompts of `source` as ids. Raises DataFault naming those that fill the context (tokens), with counts."""
+    """The prompts of `source` as ids. Warns of keys that are not read, and of outputs that the answers will replace.
+
+    Raises DataFault naming the prompts that fill the context (tokens), with counts.
+    """
+    _warn(prompts, source)
     encoded = [prompt_ids(tokenizer, prompter, row) for row in prompts]
     long = [f"prompt {number} ({len(ids)} tokens)" for number, ids in enumerate(encoded, 1) if len(ids) >= context]
     if long:
@@ -27,29 +33,44 @@ def encode_all(tokenizer, prompter: Prompter, prompts: Sequence[Row], context: i
     return encoded
 
 
+def _warn(prompts: Sequence[Row], source: str) -> None:
+    unread = unread_keys(prompts)
+    named = ", ".join(f'"{key[:80]}" ({count} rows)' for key, count in unread.most_common(5))
+    if unread:
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        warn(f"{source}: keys that are not used, only copied into the answers: {named}{more}")
+    if replaced := sum("output" in row for row in prompts):
+        warn(f'{source}: the "output" of {replaced} rows gives place to the answer (a "reference" is kept)')
+
+
 def answer_all(target: Target, prompts: Sequence[list[int]], assistant: Assistant, batch_tokens: int) -> None:
-    """Answer what `target` lacks of the prompts (id lists), at most batch_tokens tokens at once.
+    """Answer what `target` lacks of the prompts (id lists), at most batch_tokens tokens at once; several processes
+    take a batch each, and the first one writes down what all of them have answered.
 
     Raises EnvironmentFault where the memory is too small for one prompt.
     """
     sampling = assistant.sampling
-    batches = plan(prompts, sampling.max_new_tokens, batch_tokens // sampling.num_beams)
+    most = min(sampling.max_new_tokens, assistant.context)
+    batches = plan(prompts, most, batch_tokens // sampling.num_beams)
     batches = [[index for index in batch if index not in target.done] for batch in batches]
     tokens = 0
     with tqdm(total=len(prompts), initial=len(target.done), desc="answering", unit="prompt", disable=None) as bar:
         waiting = [batch for batch in batches if batch]
         while waiting:
-            batch = waiting.pop(0)
-            answers = _try(assistant, prompts, batch)
-            if answers is None:
-                half = (len(batch) + 1) // 2
-                bar.write(f"out of memory with {len(batch)} prompts at once: at most {half} from here on")
-                waiting = [batch[at : at + half] for batch in [batch, *waiting] for at in range(0, len(batch), half)]
-                continue
-            target.add(answers)
+            batches, waiting = waiting[: ranks.world_size()], waiting[ranks.world_size() :]
+            mine = batches[ranks.rank()] if ranks.rank() < len(batches) else []
+            results = runtime.gathered(_try(assistant, prompts, mine))
+            answers = {index: answer for result in results if result for index, answer in result.items()}
+            if answers:
+                target.add(answers)
             tokens += sum(answer["tokens"] for answer in answers.values())
-            bar.update(len(batch))
+            bar.update(len(answers))
             bar.set_postfix(tokens_per_s=f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f}")
+            if failed := [batch for batch, result in zip(batches, results) if result is None]:
+                least = min(map(len, failed))
+                half = (least + 1) // 2
+                bar.write(f"out of memory with {least} prompts at once: at most {half} from here on")
+                waiting = [batch[at : at + half] for batch in failed + waiting for at in range(0, len(batch), half)]
 
 
 def plan(prompts: Sequence[list[int]], most: int, batch_tokens: int) -> list[list[int]]:
@@ -69,6 +90,8 @@ def plan(prompts: Sequence[list[int]], most: int, batch_tokens: int) -> list[lis
 
 def _try(assistant: Assistant, prompts: Sequence[list[int]], batch: list[int]) -> Answers | None:
     """The answers of a batch; None where the memory is too small for so many."""
+    if not batch:
+        return {}
     try:
         return dict(zip(batch, assistant.answers([prompts[index] for index in batch]), strict=True))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:

@@ -1,10 +1,13 @@
 """Rows into batches: the order of an epoch, and the padded tensors of a micro batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from utils.encode import IGNORED
+
+# A row that teaches nothing, for processes that would have none.
+FILLER = {"input_ids": [0], "labels": [IGNORED], "length": 1, "whole": 1, "supervised": 0, "line": 0, "file": 0}
 
 
 def collate(rows: list[dict], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -25,7 +28,7 @@ def collate_packed(rows: list[dict]) -> dict[str, torch.Tensor | list[int]]:
     """The rows behind one another: input_ids, position_ids (counted anew in each row) and labels, each int64
     (1, tokens), and row_lengths, a list. Nothing is to be learned across the seam of two rows."""
 
-    def joined(values: list[list[int]]) -> torch.Tensor:
+    def joined(values: Iterable[Iterable[int]]) -> torch.Tensor:
         return torch.tensor([[value for row in values for value in row]])
 
     lengths = [len(row["input_ids"]) for row in rows]
@@ -61,8 +64,12 @@ def _size(lengths: list[int], is_packed: bool) -> int:
 
 
 def tokens_of(batch: dict) -> int:
-    """Tokens of a batch that are no padding."""
-    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else sum(batch["row_lengths"])
+    """Tokens of a batch that are neither padding nor a filler."""
+    learned = batch["labels"] != IGNORED
+    if "attention_mask" in batch:
+        return int(batch["attention_mask"][learned.any(1)].sum())
+    lengths = batch["row_lengths"]
+    return sum(length for length, row in zip(lengths, learned[0].split(lengths)) if row.any())
 
 
 class StepOrder(torch.utils.data.Sampler):
@@ -71,11 +78,15 @@ class StepOrder(torch.utils.data.Sampler):
     A permutation drawn from seed and epoch decides which rows make a step. With group_by_length, rows of like length
     meet in a step: blocks of 50 steps are sorted, and the steps shuffled again. Inside a step the rows stand longest
     first: gradients of a step are summed over all its tokens, so their order changes the padding and nothing else.
+
+    multiple: the last step, which may have fewer rows, is filled up to a multiple of it by the index of no row,
+    len(lengths) (see FILLER): several processes have the same number of micro batches.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, group_by_length: bool):
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, group_by_length: bool, multiple: int = 1):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.group_by_length = group_by_length
+        self.fillers = [len(lengths)] * (-len(lengths) % multiple)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -83,7 +94,7 @@ class StepOrder(torch.utils.data.Sampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + len(self.fillers)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -97,6 +108,7 @@ class StepOrder(torch.utils.data.Sampler):
             full = [full[index] for index in torch.randperm(len(full), generator=generator).tolist()]
         for step in full + rest:
             yield from self._longest_first(step)
+        yield from self.fillers
 
     def _longest_first(self, rows: list[int]) -> list[int]:
         return sorted(rows, key=lambda row: -self.lengths[row])

@@ -21,7 +21,8 @@ class Stream(StoppingCriteria):
     def __init__(self, callback: Callable[[torch.Tensor], None]):
         self.callback = callback
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:
+        """Hand over; nobody is done yet."""
         self.callback(input_ids[0])
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
@@ -59,7 +60,7 @@ class Iteratorize:
         self._thread.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._left.set()
         self._thread.join()
 

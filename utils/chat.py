@@ -17,6 +17,7 @@ from utils.generation import Assistant
 from utils.rows import read_prompts
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "test_data"
+NO_EXAMPLES = "08alignment"  # requests that a good model declines
 MOST_CHARACTERS = 100_000  # of one message
 MOST_TURNS = 200  # of one conversation
 INTEGERS = ("top_k", "num_beams", "max_new_tokens", "seed")
@@ -75,7 +76,8 @@ class Chat:
             chosen = {
                 key: _number(key, settings.get(key, self.defaults[key]), *limits) for key, limits in self.ranges.items()
             }
-            turns, notice = _fitting(assistant, instruction, input, history, chosen["max_new_tokens"])
+            answered = [turn for turn in history if turn[1].strip()]  # not those stopped before their first word
+            turns, notice = _fitting(assistant, instruction, input, answered, chosen["max_new_tokens"])
             for text in assistant.respond(instruction, input, turns, **chosen):
                 yield Piece(text, notice)
         except Fault as fault:
@@ -96,7 +98,10 @@ def _text(what: str, value: object) -> str:
         raise DataFault(f"the {what} must be text")
     text = value or ""
     if len(text) > MOST_CHARACTERS:
-        raise DataFault(f"the {what} has {len(text)} characters, more than {MOST_CHARACTERS}")
+        raise DataFault(
+            f"内容有 {len(text)} 个字符，最多 {MOST_CHARACTERS}。"
+            f"The {what} has {len(text)} characters, more than {MOST_CHARACTERS}."
+        )
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise DataFault(f"the {what} holds NUL or half a character")
     return text
@@ -104,13 +109,15 @@ def _text(what: str, value: object) -> str:
 
 def _number(name: str, value: object, low: float, high: float) -> float | int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataFault(f"{name} must be a number")
+        raise DataFault(f"{name} 须为数字。{name} must be a number.")
     if name in INTEGERS and value != int(value):
-        raise DataFault(f"{name}: {value} is not a whole number")
+        raise DataFault(f"{name} 须为整数。{name}: {value} is not a whole number.")
     if not low <= value <= high:
-        raise DataFault(f"{name}: {value} is not between {low:g} and {high:g}")
+        raise DataFault(f"{name} 须在 {low} 与 {high} 之间。{name}: {value} is not between {low} and {high}.")
     if name == "temperature" and 0 < value < 0.01:
-        raise DataFault(f"temperature: {value} is neither 0 (greedy) nor 0.01 or above")
+        raise DataFault(
+            f"temperature 须为 0 或不小于 0.01。temperature: {value} is neither 0 (greedy) nor 0.01 or above."
+        )
     return int(value) if name in INTEGERS else float(value)
 
 
@@ -148,7 +155,7 @@ def examples(most: int = 10) -> list[tuple[str, str]]:
     """(instruction, input) of evaluation prompts without a history, one of each category in turn."""
     by_category: dict[str, list[tuple[str, str]]] = {}
     for row in read_prompts(EXAMPLES):
-        if not row.get("history"):
+        if not row.get("history") and row.get("category") != NO_EXAMPLES:
             by_category.setdefault(str(row.get("category")), []).append((row["instruction"], row.get("input", "")))
     in_turn = zip_longest(*by_category.values())
     return [example for rank in in_turn for example in rank if example is not None][:most]

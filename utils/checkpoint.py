@@ -26,12 +26,16 @@ KEPT = 2
 class Start:
     """Where a run begins: complete (nothing to do), checkpoint (go on there) or neither (a new run).
 
-    lock: the open file that keeps other processes out of the folder as long as this object lives.
+    lock: the open file that keeps other runs out of the folder as long as this object lives; a copy that goes to
+    another process of the run has none.
     """
 
     complete: bool = False
     checkpoint: Path | None = None
     lock: object = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "lock": None}
 
 
 def needed_bytes(adapter_bytes: int) -> int:
@@ -40,13 +44,16 @@ def needed_bytes(adapter_bytes: int) -> int:
     return (4 * (KEPT + 1) + 1) * adapter_bytes + 20_000_000
 
 
-def starting_point(output_dir: str, run: dict, overwrite: bool, needed_bytes: int = 0) -> Start:
-    """Decide by what lies in output_dir whether `run` is new, goes on, or is done; take the folder for this process.
+def starting_point(output_dir: str, run: dict, overwrite: bool, needed_bytes: int = 0, dry_run: bool = False) -> Start:
+    """Decide by what lies in output_dir whether `run` is new, goes on, or is done; take the folder for this process. A
+    dry run is new wherever it is, and takes nothing.
 
     Raises ModelFault, naming each difference, for a folder that holds another run or something else (which is left as
     it is), and for one whose checkpoints are all broken; EnvironmentFault for a folder that another process is
     writing, or a disk with less than needed_bytes free.
     """
+    if dry_run:
+        return Start()
     output = Path(output_dir)
     held = output.exists() and any(not _is_left_over(path) for path in output.iterdir())
     if held and not overwrite and record.read(output) is None:
@@ -96,7 +103,7 @@ def _lock(output: Path) -> object:
         output.mkdir(parents=True, exist_ok=True)
         file = open(output / LOCK, "w")  # noqa: SIM115 (held open on purpose)
     except OSError as error:
-        raise EnvironmentFault(f"--output_dir: {output} cannot be written: {os.strerror(error.errno)}") from None
+        raise EnvironmentFault(f"--output_dir: {output} cannot be written: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -111,7 +118,7 @@ def _move_aside(folder: Path) -> Path:
     try:
         os.replace(folder, aside)
     except OSError as error:  # where a disk is mounted, or a folder that may not be written
-        raise EnvironmentFault(f"--overwrite: {folder} cannot be moved away: {os.strerror(error.errno)}") from None
+        raise EnvironmentFault(f"--overwrite: {folder} cannot be moved away: {error.strerror}") from None
     return aside
 
 
@@ -131,7 +138,7 @@ def numbered(output: Path) -> list[Path]:
 
 
 def newest_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint, None where there never was one. Broken ones are named and kept as corrupt-…
+    """The newest whole checkpoint, None where there never was one. Broken ones are named and kept (corrupt-…).
 
     Raises ModelFault, with each reason, when there are (or were, kept as corrupt-…) checkpoints and none is whole.
     """
@@ -172,7 +179,7 @@ def checkpoint_problem(folder: Path) -> str | None:
         try:
             now = sha256_file(folder / name)
         except OSError as error:
-            return f"{name} cannot be read: {os.strerror(error.errno)}"
+            return f"{name} cannot be read: {error.strerror}"
         if now != sha256:
             return f"{name} is not what was written ({(folder / name).stat().st_size} bytes)"
     extra = {path.name for path in folder.iterdir()} - expected.keys() - {MANIFEST}

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from utils import ranks
 from utils.errors import ArgumentFault, EnvironmentFault
 from utils.hub import is_hub_name
 from utils.prompter import template_problem
 from utils.rows import data_names
-from utils.values import check_port, stop_texts, systems, users
+from utils.values import check_port, shares, stop_texts, systems, users
 
 JUDGE_MODES = ("robust", "faithful")
 MOST_RATERS = 20
@@ -29,8 +30,8 @@ def training(flags: Mapping[str, object], given: frozenset[str]) -> None:
     """
     problems = [
         *_positive(flags, "batch_size", "micro_batch_size", "num_epochs", "cutoff_len", "lora_r", "lora_alpha"),
-        *_batches(flags["batch_size"], flags["micro_batch_size"]),
-        *_rates(flags["learning_rate"], flags["lora_dropout"]),
+        *_batches(flags["batch_size"], flags["micro_batch_size"], ranks.world_size()),
+        *_rates(flags["learning_rate"], flags["lora_dropout"], flags["neftune_noise_alpha"]),
         *_base(flags["base_model"]),
         *_data(flags["data_path"], flags["data_mix"]),
         *_precision(flags),
@@ -142,23 +143,29 @@ def _positive(flags: Mapping[str, object], *names: str) -> list[str]:
     return [f"--{name}: {flags[name]} is not above 0" for name in names if flags[name] <= 0]
 
 
-def _batches(batch: int, micro: int) -> list[str]:
+def _batches(batch: int, micro: int, processes: int) -> list[str]:
     if batch <= 0 or micro <= 0:
         return []
-    if micro > batch:
-        return [f"--micro_batch_size: {micro} is more than --batch_size {batch}"]
-    if batch % micro:
-        nearest = nearest_divisor(batch, micro)
-        return [f"--micro_batch_size: {micro} does not divide --batch_size {batch} (nearest: {nearest})"]
+    of = f" over {processes} processes" if processes > 1 else ""
+    if batch % processes:
+        nearest = max(1, round(batch / (micro * processes))) * micro * processes
+        return [f"--batch_size: {batch} cannot be spread evenly{of} (nearest: {nearest})"]
+    if micro > batch // processes:
+        return [f"--micro_batch_size: {micro} is more than --batch_size {batch}{of}"]
+    if batch // processes % micro:
+        nearest = nearest_divisor(batch // processes, micro)
+        return [f"--micro_batch_size: {micro} does not divide --batch_size {batch}{of} (nearest: {nearest})"]
     return []
 
 
-def _rates(rate: float, dropout: float) -> list[str]:
+def _rates(rate: float, dropout: float, noise: float) -> list[str]:
     problems = []
     if not (math.isfinite(rate) and rate > 0):
         problems.append(f"--learning_rate: {rate} is not a number above 0")
     if not 0 <= dropout < 1:
         problems.append(f"--lora_dropout: {dropout} is not in [0, 1)")
+    if not 0 <= noise < math.inf:
+        problems.append(f"--neftune_noise_alpha: {noise} is not a number of 0 or above")
     return problems
 
 
@@ -190,24 +197,7 @@ def _data(data_path: str, data_mix: tuple[str, ...]) -> list[str]:
     names = data_names(data_path)
     problems = [problem for name in names for problem in _data_name(name)]
     problems += [f"--data_path: {name} is named twice" for name in {name for name in names if names.count(name) > 1}]
-    return problems + _shares(data_mix, len(names))
-
-
-def _shares(data_mix: tuple[str, ...], files: int) -> list[str]:
-    if not data_mix:
-        return []
-    try:
-        shares = [float(share) for share in data_mix]
-    except ValueError:
-        shares = []
-    given = ",".join(data_mix)
-    if len(data_mix) != files:
-        return [f"--data_mix: {given} has {len(data_mix)} shares for {files} files of --data_path"]
-    if not shares or not all(0 < share <= 1 for share in shares):
-        return [f"--data_mix: {given} must be shares above 0 such as 0.7,0.3"]
-    if not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        return [f"--data_mix: {given} sums to {sum(shares):g}, must sum to 1"]
-    return []
+    return problems + _said(shares, data_mix, len(names))
 
 
 def _data_name(name: str) -> list[str]:
@@ -221,6 +211,8 @@ def _data_name(name: str) -> list[str]:
 
 
 def _precision(flags: Mapping[str, object]) -> list[str]:
+    if ranks.shards_base() and flags["load_8bit"]:
+        return ["--load_8bit: 8-bit weights cannot be sharded over processes (--load_4bit True --load_8bit False)"]
     problems = []
     if flags["load_8bit"] and flags.get("load_4bit"):
         problems.append("--load_8bit and --load_4bit are both True (for 4 bits add --load_8bit False)")
@@ -271,15 +263,17 @@ def _sampling(flags: Mapping[str, object]) -> list[str]:
     return problems + _said(stop_texts, flags["stop"])
 
 
-def _said(read: Callable[[str], object], text: str) -> list[str]:
+def _said(read: Callable[..., object], *values: object) -> list[str]:
     try:
-        read(text)
+        read(*values)
     except ArgumentFault as fault:
         return [str(fault)]
     return []
 
 
 def _page(flags: Mapping[str, object]) -> list[str]:
+    if ranks.world_size() > 1:
+        return ["--is_ui: the page is one process; start it with python, without a launcher"]
     problems = _said(users, flags["auth"])
     if not 0 <= flags["server_port"] <= 65535:
         problems.append(f"--server_port: {flags['server_port']} is no port (0 to 65535)")

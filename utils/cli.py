@@ -5,6 +5,7 @@ number 7 and `Flase` into a true text. So every token is checked against the sig
 does fire call the function, with parsers that follow the annotations (bool, int, float, str, tuple of str).
 """
 
+import contextlib
 import difflib
 import errno
 import inspect
@@ -13,10 +14,11 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from utils.errors import ArgumentFault, Fault
+from utils import ranks
+from utils.errors import ArgumentFault, EnvironmentFault, Fault
 
 _given: frozenset[str] = frozenset()
 
@@ -26,10 +28,15 @@ def given_flags() -> frozenset[str]:
     return _given
 
 
-def run(main: Callable[..., None] | Mapping[str, Callable[..., None]], argv: list[str] | None = None) -> None:
+def run(
+    main: Callable[..., None] | Mapping[str, Callable[..., None]],
+    argv: list[str] | None = None,
+    several: bool = False,
+) -> None:
     """Read argv against main's signature, call main, leave with the exit code of utils.errors.
 
-    main: a function, or {sub-command: function}; then argv begins with the sub-command.
+    main: a function, or {sub-command: function}; then argv begins with the sub-command. several: whether a launcher
+    may start it in several processes, of which the first one alone prints.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     script = Path(sys.argv[0]).name
@@ -45,16 +52,24 @@ def run(main: Callable[..., None] | Mapping[str, Callable[..., None]], argv: lis
         if not debug:  # the libraries' notes to their own developers
             warnings.simplefilter("ignore", FutureWarning)
             logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
-        _call(main, values)
+        if ranks.world_size() > 1 and not several:
+            raise ArgumentFault(f"it runs in one process: start it as python {script}, without a launcher")
+        with contextlib.nullcontext() if ranks.is_first() else _silence():
+            _call(main, values)
     except KeyboardInterrupt:
-        _leave(f"{script}: interrupted", 130, debug)
+        _leave(f"{script}: interrupted", 130, debug, ranks.is_first())
     except Fault as fault:
-        _leave(f"{script}: error: {fault}", fault.exit_code, debug)
+        _leave(f"{script}: {_error()}: {fault}", fault.exit_code, debug, ranks.speaks() and not fault.is_told)
     except OSError as error:
         if error.errno not in _ENVIRONMENT:
             raise
         where = f": {error.filename}" if error.filename else ""
-        _leave(f"{script}: error: {os.strerror(error.errno)}{where}", 5, debug)
+        _leave(f"{script}: {_error()}: {os.strerror(error.errno)}{where}", 5, debug)
+    except RuntimeError as error:
+        if not ranks.is_loss(error):
+            raise
+        why = "another process of this run is gone; the same command goes on"
+        _leave(f"{script}: {_error()}: {why}", EnvironmentFault.exit_code, debug)
 
 
 _ENVIRONMENT = {
@@ -81,10 +96,22 @@ def _command(commands: Mapping[str, Callable[..., None]], script: str, argv: lis
     return commands[asked]
 
 
-def _leave(message: str, code: int, debug: bool) -> None:
+def _error() -> str:
+    return "error" if ranks.is_first() else f"error on rank {ranks.rank()}"
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Of a process that is not the first one: what it prints, and its progress bars, the first one shows too."""
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+        yield
+
+
+def _leave(message: str, code: int, debug: bool, tells: bool = True) -> None:
     if debug:
         traceback.print_exc()
-    print(message.replace("\n", "\\n"), file=sys.stderr)
+    if tells:
+        print(message.replace("\n", "\\n"), file=sys.stderr)
     sys.exit(code)
 
 
@@ -192,7 +219,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def help_text(main: Callable[..., None], script: str) -> str:
-    """The function's docstring and one line a flag: name, type, default."""
+    """The function's docstring and a line a flag: name, type, default; under it the comment that stands behind it."""
+    from utils import flags
+
+    comments = flags.comments(inspect.getsource(main))
     words = _free_words(inspect.signature(main).parameters)
     usage = f"{script} {words.upper()} ..." if words else script
     lines = [inspect.cleandoc(main.__doc__ or ""), "", f"usage: python {usage} [--flag value ...]", ""]
@@ -200,8 +230,7 @@ def help_text(main: Callable[..., None], script: str) -> str:
         if name == words:
             continue
         kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))
-        default = parameter.default
-        shown = "[" + ",".join(default) + "]" if isinstance(default, tuple) else repr(default)
-        lines.append(f"  --{name:<24} {kind:<6} {shown}")
+        lines.append(f"  --{name:<24} {kind:<6} {flags.shown(parameter.default)}")
+        lines += [f"      {comments[name]}"] if comments[name] else []
     lines.append(f"  --{'debug':<24} {'bool':<6} False (show the traceback of an error)")
     return "\n".join(lines)

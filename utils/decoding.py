@@ -77,18 +77,19 @@ class Decoder:
     """Prompts (id lists) being answered.
 
     rows: indices of the prompts still going; step() gives the next token of each; keep() drops the others.
-    guess: for one greedy prompt, try what followed the last tokens when they stood together before: the model reads
-    several tokens for about the price of one, and only what it would have said itself is kept (up to rounding: in
-    float32 the same text).
+    guess: for one greedy prompt, the tokens that it and its answer may have; try what followed the last tokens when
+    they stood together before: the model reads several tokens for about the price of one, and only what it would have
+    said itself is kept (up to rounding: in float32 the same text). 0: no guesses.
     """
 
-    def __init__(self, model, prompts: list[list[int]], sampling: Sampling, pad_id: int, guess: bool = False):
+    def __init__(self, model, prompts: list[list[int]], sampling: Sampling, pad_id: int, guess: int = 0):
         self.model, self._prompts, self._pad_id = model, prompts, pad_id
         self.rows = list(range(len(prompts)))
         self._places = list(self.rows)  # of the tensors: some of them may have ended
         self._choose = _drawing(prompts, sampling) if sampling.temperature > 0 else _highest
         self._cache: Cache | None = None
         self._said = list(prompts[0]) if guess and len(prompts) == 1 and not sampling.temperature else None
+        self._most = guess
         self._ahead: list[int] = []
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter is around it
         self._has_positions = "position_ids" in inspect.signature(base.forward).parameters
@@ -109,7 +110,7 @@ class Decoder:
     def _next(self) -> int:
         """The next token of the only row: one that was read ahead, or the first of those that the model agrees with."""
         if not self._ahead:
-            guessed = _followed(self._said)
+            guessed = _followed(self._said)[: max(0, self._most - len(self._said) - 1)]  # one more is found behind it
             ids = torch.tensor([[self._said[-1], *guessed]], device=self._mask.device)
             mask = self._mask.new_ones(1, len(self._said) + len(guessed))
             found = self._forward(ids, mask, self._cache, len(guessed) + 1)[0].float().argmax(-1).tolist()

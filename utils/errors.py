@@ -9,6 +9,7 @@ class Fault(Exception):
     """A run cannot go on, for a reason the user can act on."""
 
     exit_code = 1
+    is_told = False  # another process of the launcher says it
 
 
 class ArgumentFault(Fault):

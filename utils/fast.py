@@ -13,13 +13,14 @@
 import ctypes
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from torch.nn import functional
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from utils.errors import ModelFault
@@ -31,7 +32,7 @@ CHUNK = 256  # learned tokens whose logits exist at the same time
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # <malloc.h>
 
 
-def can_pack(model) -> bool:
+def can_pack(model: PreTrainedModel | PeftModel) -> bool:
     """Whether rows can be laid behind one another: the model takes position ids and another attention."""
     return model.config.model_type in PACKED
 
@@ -42,13 +43,13 @@ def part_tokens(device: torch.device) -> int:
     return 1024 if device.type == "cpu" else sys.maxsize
 
 
-def register(config: LoraConfig, model) -> None:
+def register(config: LoraConfig, model: PreTrainedModel) -> None:
     """Have PEFT build FusedLora on the linear layers of an unquantised model (the quantised ones have their own)."""
     if not getattr(model, "is_quantized", False):
         config._register_custom_module({nn.Linear: FusedLora})
 
 
-def prepare(model, device: torch.device) -> nn.Linear:
+def prepare(model: PeftModel, device: torch.device) -> nn.Linear:
     """Make a model with LoRA ready for packed rows and for summed_loss. Returns its head, which it then lacks: what it
     calls logits are the hidden states, (tokens, hidden size). Raises ModelFault for a model that changes its logits
     behind the head (scales or caps them)."""
@@ -65,7 +66,7 @@ def prepare(model, device: torch.device) -> nn.Linear:
     return head
 
 
-def _is_last(head: nn.Module | None, model) -> bool:
+def _is_last(head: nn.Module | None, model: PeftModel) -> bool:
     """Whether the model gives out what its head computes, tried on two tokens."""
     if not isinstance(head, nn.Linear):
         return False
@@ -77,7 +78,7 @@ def _is_last(head: nn.Module | None, model) -> bool:
     return len(computed) == 1 and logits.dtype == computed[0].dtype and torch.equal(logits, computed[0])
 
 
-def _attention(model, device: torch.device) -> str:
+def _attention(model: PeftModel, device: torch.device) -> str:
     """flash-attn's kernel for rows of different lengths where it is installed, else one call a row. The kernel computes
     in 16 bits only, as a quantised model does on a GPU."""
     is_half = model.dtype.itemsize == 2 or getattr(model, "is_quantized", False)
@@ -100,7 +101,17 @@ def keep_memory() -> None:
         mallopt(option, value)
 
 
-def rows_attention(module, query, key, value, attention_mask, row_lengths, scaling, dropout=0.0, **_):
+def rows_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    row_lengths: list[int],
+    scaling: float,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
     """Causal attention inside each of the rows that stand behind one another.
 
     query (1, heads, tokens, channels), key and value (1, key heads, tokens, channels), row_lengths: tokens a row.
@@ -131,7 +142,7 @@ def _short_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 class FusedLora(LoraLinear):
     """PEFT's LoRA layer with its training step in one autograd function."""
 
-    def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """x (..., in) -> (..., out)."""
         if self.disable_adapters or self.merged or not self.training or x.dtype == torch.float16:
             return super().forward(x, *args, **kwargs)  # in float16 the gradients of many tokens would become 0
@@ -157,7 +168,17 @@ class _LoraProduct(torch.autograd.Function):
     """x·Wᵀ + bias + scale · dropout(x)·Aᵀ·Bᵀ for a frozen W. x (..., in), W (out, in), A (r, in), B (out, r)."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, a, b, scale, kept, factor):
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+        kept: torch.Tensor | None,
+        factor: float,
+    ) -> torch.Tensor:
         rows, a, b = x.reshape(-1, x.shape[-1]), a.to(x.dtype), b.to(x.dtype)
         inner = (rows if kept is None else rows * kept) @ a.t()
         output = functional.linear(rows, weight, bias).addmm_(inner, b.t(), alpha=scale * factor)
@@ -166,7 +187,7 @@ class _LoraProduct(torch.autograd.Function):
         return output.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, weight, a, b, inner, kept = ctx.saved_tensors
         gradient = gradient.reshape(-1, gradient.shape[-1])
         of_inner = (gradient @ b) * ctx.scale
@@ -181,7 +202,7 @@ class _LoraProduct(torch.autograd.Function):
 
 def summed_loss(hidden: torch.Tensor, head: nn.Linear, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy summed over tokens. hidden (tokens, size), targets (tokens,); the head is frozen."""
-    if _offers(hidden.device, "liger_kernel"):
+    if len(hidden) and _offers(hidden.device, "liger_kernel"):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
         return LigerFusedLinearCrossEntropyLoss(reduction="sum")(head.weight, hidden, targets, head.bias)
@@ -192,7 +213,9 @@ class _SummedLoss(torch.autograd.Function):
     """CHUNK tokens at a time; where a gradient is wanted it is worked out while the logits are there."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets):
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), CHUNK):
@@ -209,6 +232,6 @@ class _SummedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, factor):
+    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * factor.to(gradient.dtype), None, None, None

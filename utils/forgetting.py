@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -45,18 +46,20 @@ def _why_no_loss(stage: dict) -> str:
     return "it held no rows out" if finished else "it has not ended, and has no loss to compare with"
 
 
-def check(stages: list[dict], parent: dict | None, flags: dict) -> None:
-    """Raises DataFault where it is plain at the start that --replay or --max_forget cannot be held to: what the earlier
-    stages were is not known, or they held no rows out, or their files are gone or changed.
+def earlier_stages(parent: dict | None, flags: dict) -> list[dict]:
+    """The stages behind a run, see record.lineage. flags: finetune.py's.
 
-    stages: record.lineage(parent); flags: finetune.py's. A beginning of which nothing was ever known is a warning.
+    Raises DataFault where it is plain at the start that --replay or --max_forget cannot be held to: what the earlier
+    stages were is not known, or they held no rows out, or their files are gone or changed. A beginning of which nothing
+    was ever known is a warning.
     """
+    stages = record.lineage(parent)
     done = (record.read(Path(flags["output_dir"])) or {}).get("status") == "complete" and not flags["overwrite"]
     is_limited = flags["max_forget"] < float("inf")
     asked = "--replay" if flags["replay"] else "--max_forget" if is_limited else None
     before = stages[0]["run"].get("parent") if stages else parent
     if done or parent is None:
-        return
+        return stages
     if before is not None:
         unknown = f"what {before['path']} has learned is not known: no {record.NAME} there tells"
         if asked and (not stages or before.get("run_sha256")):
@@ -69,18 +72,19 @@ def check(stages: list[dict], parent: dict | None, flags: dict) -> None:
             _check_files(stage)
         except DataFault as fault:
             raise DataFault(f"{asked}: {stage['name']}: {fault}") from None
+    return stages
 
 
-def replayed(stages: list[dict], share: float, own: int, seed: int) -> tuple[list[Dataset], list[dict]]:
-    """Rows of the earlier stages' training sets, share * own of them, drawn with the seed (a table, or none); and for
-    run.json what was drawn: [{"stage", "rows", "of", "sha256"}].
+def replayed(rows: Dataset, stages: list[dict], share: float, seed: int) -> tuple[Dataset, list[dict]]:
+    """The stage's own rows with, behind them, rows of the earlier stages' training sets, share * len(rows) of them,
+    drawn with the seed; and for run.json what was drawn: [{"stage", "rows", "of", "sha256"}].
 
     Raises DataFault when their data is gone or changed: a replay that silently shrinks would not be the one asked for.
     """
     if not share:
-        return [], []
+        return rows, []
     tables = [_rows_of(stage)[0] for stage in stages]
-    pool = dataset.join(*tables)
+    pool, own = dataset.join(*tables), len(rows)
     chosen = random.Random(seed).sample(range(len(pool)), min(len(pool), round(share * own)))
     drawn, first = [], 0
     for stage, table in zip(stages, tables):
@@ -89,10 +93,10 @@ def replayed(stages: list[dict], share: float, own: int, seed: int) -> tuple[lis
         drawn.append({"stage": stage["name"], "rows": len(numbers), "of": len(table), "sha256": sha256})
         print(f"replay: {len(numbers)} of {len(table)} rows of {stage['name']}")
         first += len(table)
-    return [dataset.choose(pool, chosen, share=share, own=own, seed=seed)], drawn
+    return dataset.join(rows, dataset.choose(pool, chosen, share=share, own=own, seed=seed)), drawn
 
 
-def measure(stages: list[dict], mean_loss: Callable, tokenizer) -> list[dict]:
+def measure(stages: list[dict], mean_loss: Callable, tokenizer: Any) -> list[dict]:
     """Loss now on every earlier stage's held-out rows: [{"stage", "loss", "then"}], "then" being the loss that stage
     ended with; {"stage", "why"} where it cannot be measured.
 

@@ -5,11 +5,12 @@ Only new tokens are decoded: the answer is never searched for in the whole text.
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from utils import encode, packing
 from utils.callbacks import Iteratorize, Stream
@@ -27,7 +28,7 @@ class Answer:
     model's context).
     """
 
-    def __init__(self, tokenizer, stop: tuple[str, ...], most: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], most: int):
         self._tokenizer, self._stop, self._most = tokenizer, stop, most
         self.ids: list[int] = []
         self.tokens = 0
@@ -63,7 +64,13 @@ def _beginning(text: str, stops: tuple[str, ...]) -> int:
     return max(lengths, default=0)
 
 
-def answer_batch(model, tokenizer, prompts: list[list[int]], sampling: Sampling, context: int = 1 << 30) -> list[dict]:
+def answer_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    context: int = 1 << 30,
+) -> list[dict]:
     """Answer prompts (id lists) together. Each answer: {"output", "finish_reason", "tokens", "seconds"}.
 
     Seconds are counted from the start of the batch. An answer is cut where the context (tokens, prompt included) ends.
@@ -93,7 +100,13 @@ def _result(answer: Answer, seconds: float) -> dict:
     }
 
 
-def _searches(model, tokenizer, prompts: list[list[int]], sampling: Sampling, context: int) -> list[dict]:
+def _searches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    context: int,
+) -> list[dict]:
     """Beam searches: together, but a prompt near the context's end alone, since a search has one length for all."""
     rows = range(len(prompts))
     alone = [[row] for row in rows if context - len(prompts[row]) < sampling.max_new_tokens]
@@ -107,7 +120,12 @@ def _searches(model, tokenizer, prompts: list[list[int]], sampling: Sampling, co
 
 @torch.inference_mode()
 def _search(
-    model, tokenizer, prompts: list[list[int]], sampling: Sampling, context: int, criteria: Sequence = ()
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    context: int,
+    criteria: Sequence = (),
 ) -> list[dict]:
     """Beam search, by transformers. It knows an answer only at the end: stop texts cut what it has found."""
     begin = time.monotonic()
@@ -146,7 +164,15 @@ class Assistant:
     the model; lock: who shares the model shares it, and holds it for a token at a time.
     """
 
-    def __init__(self, model, tokenizer, prompter: Prompter, sampling: Sampling, adapter: str = "", lock=None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompter: Prompter,
+        sampling: Sampling,
+        adapter: str = "",
+        lock: "threading.Lock | None" = None,
+    ):
         self.model, self.tokenizer, self.prompter, self.sampling = model.eval(), tokenizer, prompter, sampling
         self.context = context_of(model.config)
         self._adapter, self._lock = adapter, lock or threading.Lock()
@@ -161,7 +187,9 @@ class Assistant:
             self._activate()
             return answer_batch(self.model, self.tokenizer, prompts, self.sampling, self.context)
 
-    def respond(self, instruction: str, input: str = "", history=(), **settings) -> Iterator[str]:
+    def respond(
+        self, instruction: str, input: str = "", history: Sequence[Sequence[str]] = (), **settings: Any
+    ) -> Iterator[str]:
         """Stream the answer: its text so far after every token; with beams "" until the search has ended. One answer
         runs only while its next text is asked for.
 
@@ -171,17 +199,23 @@ class Assistant:
         prompt = self.prompt_ids({"instruction": instruction, "input": input, "history": list(history)})
         sampling = replace(self.sampling, **settings)
         if len(prompt) >= self.context:
-            raise DataFault(f"the prompt has {len(prompt)} tokens, the model's context {self.context}")
+            raise DataFault(
+                f"提示有 {len(prompt)} 个 token，模型的上下文只有 {self.context}。"
+                f"The prompt has {len(prompt)} tokens, the model's context {self.context}."
+            )
         if sampling.num_beams > 1 and sampling.temperature > 0:
-            raise ArgumentFault("beams search, a temperature above 0 draws: choose one")
+            raise ArgumentFault(
+                "束宽大于 1 与温度大于 0 不能同时使用。Beams search, a temperature above 0 draws: choose one."
+            )
         return self._stream(prompt, sampling)
 
     def _stream(self, prompt: list[int], sampling: Sampling) -> Iterator[str]:
         if sampling.num_beams > 1:
             yield from self._search(prompt, sampling)
             return
-        decoder = Decoder(self.model, [prompt], sampling, self.tokenizer.pad_token_id, guess=True)
-        answer = Answer(self.tokenizer, sampling.stop, min(sampling.max_new_tokens, self.context - len(prompt)))
+        most = min(sampling.max_new_tokens, self.context - len(prompt))
+        decoder = Decoder(self.model, [prompt], sampling, self.tokenizer.pad_token_id, guess=len(prompt) + most)
+        answer = Answer(self.tokenizer, sampling.stop, most)
         while not answer.finish_reason:
             with self._lock:
                 self._activate()
@@ -190,10 +224,10 @@ class Assistant:
             yield answer.text
 
     def _search(self, prompt: list[int], sampling: Sampling) -> Iterator[str]:
-        """ "" for every step of a beam search, which has no text before its end: a reader can leave at any of them."""
+        """An empty text a step of a beam search, which has none before its end: a reader can leave at any step."""
         found = []
 
-        def search(callback) -> None:
+        def search(callback: Callable[[torch.Tensor], None]) -> None:
             def between_steps(state: torch.Tensor) -> None:
                 callback(state)
                 self._lock.release()
@@ -216,7 +250,9 @@ class Assistant:
             self.model.set_adapter(self._adapter, inference_mode=True)
 
 
-def assistants(model, tokenizer, tuned: Sequence, sampling: Sampling) -> dict[str, Assistant]:
+def assistants(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tuned: Sequence[Any], sampling: Sampling
+) -> dict[str, Assistant]:
     """One assistant for each of `tuned` (see utils.tuned) by its name; they share the model, a token at a time."""
     lock = threading.Lock()
     is_beside = hasattr(model, "get_base_model")  # otherwise it is part of the weights
@@ -227,6 +263,6 @@ def assistants(model, tokenizer, tuned: Sequence, sampling: Sampling) -> dict[st
     }
 
 
-def context_of(config) -> int:
+def context_of(config: PreTrainedConfig) -> int:
     """Tokens a model of this configuration was built for; 2048 where it does not say."""
     return getattr(config, "max_position_embeddings", None) or 2048

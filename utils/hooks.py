@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
+from utils import ranks, runtime
 from utils.errors import ModelFault
 from utils.files import write_atomic
 
@@ -28,7 +29,9 @@ class Cadence(TrainerCallback):
     """Evaluate and save at every n-th step and at the last one; end at a signal, with a checkpoint."""
 
     def __init__(self, every: int, evaluates: bool):
-        self.every, self.evaluates, self.signal = every, evaluates, None
+        self.every, self.evaluates = every, evaluates
+        self.received: signal.Signals | None = None  # by this process
+        self.signal: signal.Signals | None = None  # what all processes know of
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -45,7 +48,12 @@ class Cadence(TrainerCallback):
                 signal.signal(number, handler)
 
     def _remember(self, number, frame) -> None:
-        self.signal = signal.Signals(number)
+        self.received = signal.Signals(number)
+
+    def agree(self) -> signal.Signals | None:
+        """The signal that any process has received: all of them end at the same step."""
+        self.signal = max(filter(None, runtime.gathered(self.received)), default=self.signal)
+        return self.signal
 
     def _due(self, state) -> bool:
         return state.global_step % self.every == 0 or state.global_step >= state.max_steps
@@ -62,6 +70,7 @@ class Cadence(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         """Set the Trainer's flags for this step."""
         due = self._due(state)
+        self.agree()
         control.should_save = due or self.signal is not None
         control.should_evaluate = due and self.evaluates and self.signal is None
         control.should_training_stop = state.global_step >= state.max_steps or self.signal is not None
@@ -78,7 +87,8 @@ class Metrics(TrainerCallback):
 
     def begin_at(self, checkpoint: Path | None) -> None:
         """Put back the lines as they were at the checkpoint, none for a new run: steps behind it are made again."""
-        write_atomic(self.path, (checkpoint / METRICS).read_bytes() if checkpoint else "")
+        if ranks.is_first():
+            write_atomic(self.path, (checkpoint / METRICS).read_bytes() if checkpoint else "")
 
     def on_step_begin(self, args, state, control, **kwargs):
         """Start the step's clock: evaluating and saving do not count."""
@@ -100,7 +110,7 @@ class Metrics(TrainerCallback):
                 "seconds": round(seconds, 3),
             }
             self.tokens, self.seconds = self.tokens + line["tokens_read"], self.seconds + seconds
-        if len(line) > 2:
+        if len(line) > 2 and ranks.is_first():
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 

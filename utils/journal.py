@@ -21,7 +21,7 @@ class Journal:
         try:
             self._file = open(self.path, "ab")  # noqa: SIM115 - held until close
         except OSError as error:
-            raise EnvironmentFault(f"{self.path} cannot be written: {os.strerror(error.errno)}") from None
+            raise EnvironmentFault(f"{self.path} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

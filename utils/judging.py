@@ -10,8 +10,9 @@ import json
 import random
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.errors import DataFault
 from utils.files import sha256_file, write_json
@@ -78,47 +79,51 @@ def read_items(answers: Mapping[str, str], test_data: str) -> list[Item]:
     answers: system -> its test.json, or a folder of them; <think> blocks are no part of an answer. Raises DataFault
     listing the prompts that a system lacks, or has answered and test_data has not.
     """
-    prompts = _read_test_data(Path(test_data))
+    prompts = _read(test_data)
+    for prompt in prompts.values():
+        if not isinstance(prompt.row.get("reference"), str | None):
+            raise DataFault(f'{prompt.where}: "reference" must be text')
     given = {system: _read_answers(path, prompts, test_data) for system, path in answers.items()}
     return [
         Item(category, number, _question(row), row.get("reference"), {name: given[name][key] for name in given})
-        for key, (category, number, row) in prompts.items()
+        for key, (_, category, number, row) in prompts.items()
     ]
 
 
-def _read_test_data(path: Path) -> dict[str, tuple[str, int, Row]]:
-    """{identity: (category, number, row)} in the order of the files."""
-    prompts: dict[str, tuple[str, int, Row]] = {}
+class _Prompt(NamedTuple):
+    """A row, answered or not, and where it stands: file:line, and as the judge counts."""
+
+    where: str
+    category: str
+    number: int
+    row: Row
+
+
+def _read(path: str) -> dict[str, _Prompt]:
+    """The rows of a file or a folder by what tells one prompt from another, in the order of the files."""
+    found: dict[str, _Prompt] = {}
     for file in prompt_files(path):
-        for number, row in enumerate(read_prompts(file), 1):
-            if _identity(row) in prompts:
-                before = prompts[_identity(row)]
-                raise DataFault(f"{file}: prompt {number} is also prompt {before[1]} of {before[0]}")
-            if not isinstance(row.get("reference"), str | None):
-                raise DataFault(f'{file}: prompt {number}: "reference" must be text')
-            prompts[_identity(row)] = (file.stem, number, row)
-    return prompts
+        for number, ((line, _), row) in enumerate(zip(read_values(file), read_prompts(file), strict=True), 1):
+            key = json.dumps([row["instruction"], row.get("input") or "", row.get("history") or []])
+            if key in found:
+                raise DataFault(f"{file}:{line}: the same prompt as {found[key].where} ({row['instruction'][:30]})")
+            found[key] = _Prompt(f"{file}:{line}", file.stem, number, row)
+    return found
 
 
-def _read_answers(path: str, prompts: Mapping[str, tuple[str, int, Row]], test_data: str) -> dict[str, str]:
-    """{identity: answer} of a test.json, or a folder of them, that answers these prompts, each once."""
-    answers: dict[str, str] = {}
-    others = []
-    for file in prompt_files(Path(path)):
-        for (line, _), row in zip(read_values(file), read_prompts(file), strict=True):
-            if not isinstance(row.get("output"), str):
-                raise DataFault(f'{file}:{line}: "output" is missing or no text')
-            if _identity(row) in answers:
-                raise DataFault(f"{file}:{line}: a second answer to the same prompt ({row['instruction'][:30]})")
-            if _identity(row) not in prompts:
-                others.append(f"line {line} ({row['instruction'][:20]})")
-            answers[_identity(row)] = without_thoughts(row["output"])
-    lacking = [f"{category} {number}" for key, (category, number, _) in prompts.items() if key not in answers]
-    if lacking or others:
-        parts = [f"lacks {_prompts(lacking)}"] if lacking else []
-        parts += [f"answers {_prompts(others, 'other prompt')}"] if others else []
-        raise DataFault(f"{path} does not match {test_data}: it {'; it '.join(parts)}")
-    return answers
+def _read_answers(path: str, prompts: Mapping[str, _Prompt], test_data: str) -> dict[str, str]:
+    """The answers to the prompts, by the same keys, of a test.json or a folder of them."""
+    answered = _read(path)
+    for answer in answered.values():
+        if not isinstance(answer.row.get("output"), str):
+            raise DataFault(f'{answer.where}: "output" is missing or no text')
+    lacking = [f"{one.category} {one.number}" for key, one in prompts.items() if key not in answered]
+    others = [f"{one.where} ({one.row['instruction'][:20]})" for key, one in answered.items() if key not in prompts]
+    faults = [f"it lacks {_counted(lacking, 'prompt')}"] if lacking else []
+    faults += [f"it answers {_counted(others, 'other prompt')}"] if others else []
+    if faults:
+        raise DataFault(f"{path} does not match {test_data}: {'; '.join(faults)}")
+    return {key: without_thoughts(answer.row["output"]) for key, answer in answered.items()}
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:
@@ -128,12 +133,8 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     return f"{', '.join(names[:most])}{more}"
 
 
-def _prompts(names: Sequence[str], word: str = "prompt") -> str:
+def _counted(names: Sequence[str], word: str) -> str:
     return f"{len(names)} {word}{'s' * (len(names) > 1)}: {listed(names, 40)}"
-
-
-def _identity(row: Row) -> str:
-    return json.dumps([row["instruction"], row.get("input") or "", row.get("history") or []], ensure_ascii=False)
 
 
 def _question(row: Row) -> str:
@@ -149,14 +150,11 @@ def _question(row: Row) -> str:
 def pin(output_dir: str, answers: Mapping[str, str], items: Sequence[Item], seed: int) -> None:
     """Write items.json, or check that the one there is the same. Raises DataFault naming the difference."""
     path = Path(output_dir) / ITEMS
-    systems = {
-        name: {str(file): sha256_file(file) for file in prompt_files(Path(path))} for name, path in answers.items()
-    }
     if path.exists():
-        old_items, old_seed = load(output_dir)
-        if difference := _difference(old_items, old_seed, items, seed):
+        if difference := _difference(*load(output_dir), items, seed):
             raise DataFault(f"{path} is about something else: {difference}; take another --output_dir")
         return
+    systems = {name: {str(file): sha256_file(file) for file in prompt_files(place)} for name, place in answers.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"seed": seed, "systems": systems, "items": [asdict(item) for item in items]})
 
@@ -178,12 +176,11 @@ def _difference(old: Sequence[Item], old_seed: int, new: Sequence[Item], seed: i
         return f"--seed {old_seed} -> {seed}"
     if (before := list(old[0].answers)) != (after := list(new[0].answers)):
         return f"systems {', '.join(before)} -> {', '.join(after)}"
-    places = [(item.category, item.number, item.question, item.reference) for item in old]
-    if places != [(item.category, item.number, item.question, item.reference) for item in new]:
+    if [replace(item, answers={}) for item in old] != [replace(item, answers={}) for item in new]:
         return "the prompts of --test_data are others"
     both = zip(old, new, strict=True)
     changed = [f"{b.category} {b.number} ({n})" for a, b in both for n in b.answers if a.answers[n] != b.answers[n]]
-    return f"other answers to {_prompts(changed)}" if changed else ""
+    return f"other answers to {_counted(changed, 'prompt')}" if changed else ""
 
 
 # --- Asking ---
@@ -213,11 +210,9 @@ def new_marker(call: Call) -> str:
 def prompt(call: Call, marker: str) -> str:
     """The text to send. The judged texts are joined in, never formatted: their braces mean nothing."""
     count = _COUNTS[len(call.order)]
+    texts = {"Prompt": call.item.question} | {f"System{place}": text for place, text in enumerate(call.answers, 1)}
     if call.mode == "faithful":
-        head = _FAITHFUL.format(count=count)
-        answers = [f"System{place}:{answer}。" for place, answer in enumerate(call.answers, 1)]
-        return "\n".join([head, f"Prompt:{call.item.question}。", "答案:", *answers])
-    names = ["Prompt", *(f"System{place}" for place in range(1, len(call.order) + 1))]
-    texts = [call.item.question, *call.answers]
-    fenced = [f"[{marker} {name}]\n{text}\n[/{marker} {name}]" for name, text in zip(names, texts, strict=True)]
+        asked, *answers = (f"{name}:{text}。" for name, text in texts.items())
+        return "\n".join([_FAITHFUL.format(count=count), asked, "答案:", *answers])
+    fenced = [f"[{marker} {name}]\n{text}\n[/{marker} {name}]" for name, text in texts.items()]
     return "\n\n".join([_ROBUST.format(count=count, marker=marker), *fenced])

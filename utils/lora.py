@@ -24,8 +24,7 @@ UNSUPPORTED = (
 )  # fmt: skip
 # What can be merged and is not trained on.
 MERGED_ONLY = (
-    "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "exclude_modules",
-    "fan_in_fan_out",
+    "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "exclude_modules", "fan_in_fan_out",
 )  # fmt: skip
 # Ways to initialise LoRA that subtract from the base model what they put into the adapter.
 CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -70,7 +69,7 @@ def unsupported(config: dict) -> list[str]:
 
 
 def not_plain(config: dict) -> list[str]:
-    """What it asks for beside one rank and one scale alpha / r, of whole numbers, on the layers of a list of names."""
+    """What it asks for beside one rank and one alpha, in whole numbers, on the layers of a list of names."""
     found = unsupported(config) + [key for key in MERGED_ONLY if config.get(key)]
     for key in ("r", "lora_alpha"):
         number = config.get(key, 1)

@@ -20,9 +20,10 @@ Of a BLOOM, whose rows are padded and whose scores all exist:
                 heads·length·4 the scores behind the softmax, in float32; another c each where c is less
     MLP         c·f            what the gate reads
 
-Where activations are recomputed (a quantised base on a GPU) every layer keeps its input (4h), and one layer all of
-this. On top come the logits in front of the learned tokens: log-probabilities and two gradients, each in float32 over
-the vocabulary; on the fast path those of a few tokens. There rows have no padding and go through the model in parts.
+Where all of this does not fit, it is recomputed (must_recompute): every layer keeps its input (c·h), and one layer at a
+time all of this. On top come the logits in front of the learned tokens: log-probabilities and two gradients, each in
+float32 over the vocabulary; on the fast path those of a few tokens. There rows have no padding and go through the model
+in parts.
 ALLOCATOR (KEEPING) is what lies between the pieces: of memory that is freed, a part is not given back.
 """
 
@@ -34,27 +35,27 @@ import psutil
 import torch
 from torch import nn
 
-from utils import fast, runtime
+from utils import fast, ranks, runtime
 
 ALLOCATOR, KEEPING = 1.3, 1.4  # measured with glibc's allocator over steps of many lengths; as fast.keep_memory sets it
 
 
-def estimate(model, rows: datasets.Dataset, flags: Mapping[str, object], device: torch.device) -> dict[str, int]:
+def estimate(
+    model, rows: datasets.Dataset, flags: Mapping[str, object], device: torch.device, recompute: bool = False
+) -> dict[str, int]:
     """Bytes that training takes at its peak: {"libraries", "weights", "adapter", "optimizer", "activations", "logits"}.
 
     model: the base with its LoRA layers, on the meta device; rows: the encoded training rows; flags: finetune.py's.
-    "libraries" is what this process holds now.
+    recompute: with the activations of one layer at a time. "libraries" is what this process holds now.
     """
     number = _bytes_of_a_number(model, flags, device)
     learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     tokens, length, targets = _largest_batch(rows, model, flags, device)
     config = model.config.get_text_config()
-    layers = config.num_hidden_layers
-    layer = tokens * _kept_of_a_token(model, length, number, flags, device) / layers
-    if device.type == "cuda" and _is_quantised(flags):
-        activations = layer + tokens * 4 * config.hidden_size * layers
-    else:
-        activations = layer * layers
+    activations = tokens * _kept_of_a_token(model, length, number, flags, device)
+    if recompute:
+        layers = config.num_hidden_layers
+        activations = activations / layers + tokens * number * config.hidden_size * layers
     between = KEEPING if flags["fast"] else ALLOCATOR
     logits = 3 * 4 * targets * config.vocab_size
     return {
@@ -67,10 +68,28 @@ def estimate(model, rows: datasets.Dataset, flags: Mapping[str, object], device:
     }
 
 
+def must_recompute(model, rows: datasets.Dataset, flags: Mapping[str, object], device: torch.device) -> bool:
+    """Whether the run's activations, all kept, do not fit what is free on the device, so that each layer's are to be
+    computed again in the backward pass; a line with the figures then says so.
+
+    For the parameters see estimate and free_bytes. Always False for a model that transformers cannot recompute.
+    """
+    free = free_bytes(device)
+    kept, recomputed = (sum(estimate(model, rows, flags, device, way).values()) / 1e9 for way in (False, True))
+    if kept * 1e9 <= free or not model.supports_gradient_checkpointing:
+        return False
+    print(
+        f"activations are recomputed, which is slower: with all of them kept the run would take {kept:.2f} GB of "
+        f"{free / 1e9:.2f} GB free, so it takes {recomputed:.2f} GB"
+    )
+    return True
+
+
 def free_bytes(device: torch.device) -> int:
-    """What a run can have: the device's free memory, on a CPU with what this process holds already."""
+    """What one of the processes that train on this machine can have: its GPU's free memory; of a CPU's its share, with
+    what it holds already."""
     free = runtime.free_bytes(device)
-    return free if device.type == "cuda" else free + psutil.Process().memory_info().rss
+    return free if device.type == "cuda" else free // ranks.local_size() + psutil.Process().memory_info().rss
 
 
 def advice(needed: Callable[[Mapping[str, object]], int], flags: Mapping[str, object], free: int) -> str:
@@ -100,10 +119,10 @@ def _is_quantised(flags: Mapping[str, object]) -> bool:
 
 def _weights(model, number: int, flags: Mapping[str, object]) -> int:
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
-    if not _is_quantised(flags):
-        return number * frozen
-    packed = sum(layer.weight.numel() for layer in _linear_layers(model))
-    return int(packed * (0.55 if flags["load_4bit"] else 1)) + 4 * (frozen - packed)
+    linear = sum(layer.weight.numel() for layer in _linear_layers(model))
+    size, rest = (0.55 if flags["load_4bit"] else 1, 4) if _is_quantised(flags) else (number, number)
+    pieces = ranks.world_size() if ranks.shards_base() else 1
+    return int(size * linear / pieces) + rest * (frozen - linear)
 
 
 def _linear_layers(model) -> list[nn.Linear]:

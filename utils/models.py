@@ -18,8 +18,10 @@ from transformers import (
 )  # fmt: skip
 from transformers.utils import logging as transformers_logging
 
-from utils import fast, runtime, vocabulary, weights
+from utils import fast, ranks, runtime, sharding, vocabulary, weights
 from utils.errors import ArgumentFault, ModelFault
+
+LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora")  # of add_lora
 
 transformers_logging.set_verbosity_error()  # its load report is replaced by the checks below
 
@@ -96,6 +98,7 @@ def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
+            bnb_4bit_quant_storage=sharding.STORAGE if ranks.shards_base() else torch.uint8,
         )
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -125,19 +128,21 @@ def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device
     return model
 
 
-def prepare_for_training(model, device: torch.device):
-    """A quantised base made ready for gradients: norms in float32, and on a GPU activations recomputed (memory is why
-    one quantises there). An unquantised base as it is.
+def prepare_for_training(model, *, recompute: bool = False):
+    """A base made ready for gradients: a quantised one has its norms in float32; with `recompute` each layer keeps
+    nothing but its input, and computes its activations again, dropout included, when the backward pass needs them.
 
     On a CPU, bitsandbytes repacks 4-bit weights at the first evaluation into a form without gradients; training would
     go on and learn nothing below. That form is switched off.
     """
-    if not getattr(model, "is_quantized", False):
-        return model
-    for layer in model.modules():
-        if isinstance(layer, Linear4bit):
-            layer.support_avx512bf16_for_cpu = False
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=device.type == "cuda")
+    if getattr(model, "is_quantized", False):
+        for layer in model.modules():
+            if isinstance(layer, Linear4bit):
+                layer.support_avx512bf16_for_cpu = False
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if recompute:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def empty_base(folder: Path):
@@ -147,26 +152,34 @@ def empty_base(folder: Path):
 
 
 def add_lora(
-    model, r: int, alpha: int, dropout: float, target_modules: tuple[str, ...], is_fast: bool = False
+    model,
+    lora_r: int,
+    lora_alpha: int,
+    lora_dropout: float,
+    lora_target_modules: tuple[str, ...],
+    is_fast: bool = False,
+    use_rslora: bool = False,
 ) -> PeftModel:
-    """The model with fresh float32 LoRA weights on the linear layers whose names end in one of target_modules.
+    """The model with fresh float32 LoRA weights on the linear layers whose names end in one of lora_target_modules.
 
-    is_fast: with layers of the fast path. Raises ArgumentFault for a target that no layer has, naming those that exist.
+    is_fast: with layers of the fast path. use_rslora: scaled by alpha / sqrt(r), not alpha / r. Raises ArgumentFault
+    for a target that no layer has, naming those that exist.
     """
     head = model.get_output_embeddings()
     linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
     known = sorted({name.rsplit(".", 1)[-1] for name in linear})
     if not known:
         raise ModelFault(f"{model.config.model_type} has no linear layers that LoRA could be put on")
-    if unknown := [target for target in target_modules if target not in known]:
+    if unknown := [target for target in lora_target_modules if target not in known]:
         raise ArgumentFault(
             f"--lora_target_modules: {', '.join(unknown)} not in this model (it has {', '.join(known)})"
         )
     config = LoraConfig(
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=list(target_modules),
+        r=lora_r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=list(lora_target_modules),
+        use_rslora=use_rslora,
         bias="none",
         task_type="CAUSAL_LM",
     )

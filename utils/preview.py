@@ -65,19 +65,20 @@ def show_data(
 
 
 def show_run(flags: Mapping[str, Any], encoded: datasets.Dataset, steps: object, model: Any, device: Any) -> None:
-    """Print the steps of the run and the memory it takes of the device.
+    """Print the steps of the run and the memory that one of its processes takes of the device.
 
     steps: see training.plan; model: the base with its LoRA layers on the meta device.
     """
     print(f"\n{steps}")
-    parts, free = memory.estimate(model, encoded, flags, device), memory.free_bytes(device)
+    recompute = memory.must_recompute(model, encoded, flags, device)
+    parts, free = memory.estimate(model, encoded, flags, device, recompute), memory.free_bytes(device)
     needed = sum(parts.values())
     listed = " + ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
     print(f"memory: {needed / 1e9:.2f} GB on {device.type} ({listed}), {free / 1e9:.2f} GB are free")
     if needed > free:
 
         def changed(other: Mapping[str, Any]) -> int:
-            return sum(memory.estimate(model, encoded, other, device).values())
+            return sum(memory.estimate(model, encoded, other, device, recompute).values())
 
         print(f"warning: this does not fit: {memory.advice(changed, flags, free)}")
 

@@ -1,8 +1,9 @@
 """run.json: what made this output. Identity decides whether a command continues a run or would start another.
 
-Keys: kind, status ("running" | "complete"), folder, base, parent, data, template, settings, versions, started; at the
-end finished, files, tokens, losses, speed. Written beside the adapter, read by later stages, generate.py and
-merge_lora.py. Paths are absolute; "folder" is where the output lay, so that what lay beside it is found after a move.
+Keys: kind, status ("running" | "complete"), folder, base, parent, processes, data, template, settings, versions,
+started; at the end finished, files, tokens, losses, speed. Written beside the adapter, read by later stages,
+generate.py and merge_lora.py. Paths are absolute; "folder" is where the output lay, so that what lay beside it is found
+after a move.
 """
 
 import json
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from utils import ranks
 from utils.errors import ModelFault
 from utils.files import sampled_hash, sha256_file, write_json
 from utils.prompter import Prompter, template_problem
@@ -26,8 +28,10 @@ TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json",
 MATHEMATICAL = (
     "batch_size", "num_epochs", "learning_rate", "cutoff_len", "val_set_size", "lora_r", "lora_alpha", "lora_dropout",
     "lora_target_modules", "train_on_inputs", "group_by_length", "load_8bit", "load_4bit", "dtype", "seed", "replay",
-    "data_mix", "last_turn_only", "fast",
+    "data_mix", "last_turn_only", "fast", "use_rslora", "neftune_noise_alpha",
 )  # fmt: skip
+# What runs were made with before these flags were there.
+BEFORE = {"use_rslora": False, "neftune_noise_alpha": 0.0}
 
 
 def describe_base(name: str, folder: Path) -> dict:
@@ -51,6 +55,7 @@ def describe(kind: str, settings: dict, base: dict, parent: dict | None, data: l
         "folder": str(Path(settings["output_dir"]).resolve()),
         "base": base,
         "parent": parent,
+        "processes": ranks.world_size(),
         "data": data,
         "template": {"name": prompter.name, "sha256": prompter.sha256},
         "settings": {  # JSON has no infinity, which here is the default: no limit
@@ -115,7 +120,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def read(folder: Path) -> dict | None:
+def read(folder: Path | str) -> dict | None:
     """The record in `folder`, None where there is none. Raises ModelFault for one that cannot be read."""
     path = Path(folder) / NAME
     if not path.exists():
@@ -224,7 +229,7 @@ def _where_it_lies(run: dict, folder: Path) -> dict:
         if "folder" not in run or not path.is_absolute() or path.exists():
             return item
         moved = Path(os.path.normpath(folder.resolve() / os.path.relpath(path, run["folder"])))
-        return {**item, "path": str(moved)} if moved.exists() else item
+        return {**(item or {}), "path": str(moved)} if moved.exists() else item
 
     found = {key: today(run.get(key)) for key in ("base", "parent") if key in run}
     return run | found | {key: list(map(today, run[key])) for key in ("data", "adapters") if key in run}
@@ -275,8 +280,10 @@ def differences(old: dict, new: dict) -> list[str]:
         ("starting adapter", _get(old, "parent", "sha256"), _get(new, "parent", "sha256")),
         ("data", [item.get("sha256") for item in old.get("data") or []], [item["sha256"] for item in new["data"]]),
         ("template", _get(old, "template", "sha256"), _get(new, "template", "sha256")),
+        ("processes", old.get("processes", 1), new["processes"]),
     ]
-    pairs += [(f"--{key}", _get(old, "settings", key), new["settings"][key]) for key in MATHEMATICAL]
+    settings = BEFORE | (old.get("settings") or {})
+    pairs += [(f"--{key}", settings.get(key), new["settings"][key]) for key in MATHEMATICAL]
     return [f"{name}: {_short(before)} -> {_short(after)}" for name, before, after in pairs if before != after]
 
 

@@ -79,5 +79,5 @@ def _fraction(text: str) -> Fraction | None:
     whole, mixed, part = text.replace(" ", "").partition("又")
     try:
         return Fraction(whole) + (Fraction(part) if mixed else 0)
-    except ZeroDivisionError:
+    except (ZeroDivisionError, ValueError):  # 1/0; digits without end, as a model may repeat them
         return None

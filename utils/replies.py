@@ -6,14 +6,14 @@ marks, or word for word in a judged answer, moves nothing. Where two readings ar
 asked again.
 """
 
-import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-_DIGITS = "零〇一二两三四五六七八九十"
-_NUMBER = rf"\d+(?:\.\d+)?|[{_DIGITS}]+(?:点[{_DIGITS}]+)?"
+_DIGITS = "零〇一二两三四五六七八九"
+_IN_ASCII = str.maketrans(_DIGITS + "点", "001223456789.")
+_NUMBER = rf"\d+(?:\.\d+)?|(?:[{_DIGITS}]?十[{_DIGITS}]?|[{_DIGITS}]+)(?:点[{_DIGITS}]+)?"
 _LABEL = r"(?:system|系[统統])\s*[#_\-]?\s*(?P<label>\d{1,3}|[一二三四五六七八九十])(?!\d)"
 _SCORE_WORD = r"分数|评分|得分|打分|总分|scored?|rating"
 # What may stand between a label and its number. Possessive (*+): a hostile reply cannot make it search for ever.
@@ -23,13 +23,13 @@ _FILL = (
 )
 _UNIT = r"\s*(?:分(?![钟之点析别段类数制中里米])|points?\b|pts?\b)"
 _DENOMINATOR = (
-    r"[\s*_`]*(?:\(?\s*(?:/|out of|满分|总分|共)\s*(?:为|是)?\s*(?P<of>\d+)\s*分?\s*\)?|\(\s*(?P<of2>\d+)\s*分制\s*\))"
+    r"[\s*_`]*(?:\(?\s*(?:/|out of|满分|总分|共)\s*(?:为|是)?|\((?=\s*\d+\s*分制\s*\)))"
+    r"\s*(?P<of>\d+)\s*(?:分制?)?\s*\)?"
 )
-_VERDICT = re.compile(
-    rf"{_LABEL}(?P<fill>{_FILL})(?P<sign>[-−+])?(?P<number>{_NUMBER})(?P<unit>{_UNIT})?(?:{_DENOMINATOR})?",
-    re.IGNORECASE,
-)
-_CELL = re.compile(rf"(?P<sign>[-−+])?(?P<number>{_NUMBER})(?P<unit>{_UNIT})?(?:{_DENOMINATOR})?", re.IGNORECASE)
+_SCORE = rf"(?P<sign>[-−+])?(?P<number>{_NUMBER})(?P<unit>{_UNIT})?(?:{_DENOMINATOR})?"
+_VERDICT = re.compile(rf"{_LABEL}(?P<fill>{_FILL}){_SCORE}", re.IGNORECASE)
+_CELL = re.compile(_SCORE, re.IGNORECASE)
+_TITLE = re.compile(_SCORE_WORD, re.IGNORECASE)
 _ANY_LABEL = re.compile(_LABEL, re.IGNORECASE)
 # Also 8,5 and 8 1/2.
 _RANGE = re.compile(
@@ -59,6 +59,8 @@ _BEFORE = re.compile(rf"(?:{_SCORE_WORD}|结果|汇总|如下|scores|给|对于?
 _AGAIN = re.compile(r"修正|更正|更新|调整|修改|重新|复核|最终|最后|综上|因此|revised|final|correct", re.IGNORECASE)
 _TOLD = re.compile(r"写|称|说|要求|声明|自评|内容|claim|say|said|writ", re.IGNORECASE)
 _DECORATION = " \t*_#>-•·`\"'([【{,、:|"
+# A run of lines with bars: a table, or what an answer or a judge leaves of one.
+_TABLE = re.compile(r"(?:^[^\n|]*\|[^\n]*(?:\n|$))+", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,6 @@ class Parsed:
 class _Mention:
     """One verdict: score is None where `problem` says what is wrong with it. weak: text follows the bare number."""
 
-    position: int
     label: int
     score: float | None
     problem: str
@@ -94,74 +95,55 @@ def parse(reply: str, systems: int, answers: Sequence[str] = (), finish_reason: 
         return Parsed(None, "the reply is empty")
     if finish_reason == "length":
         return Parsed(None, "the reply is cut")
-    said = [_squeezed(answer) for answer in answers]
-    mentions = sorted(_mentions(text), key=lambda mention: mention.position)
-    borrowed = {mention for mention in mentions if any(_squeezed(mention.text) in answer for answer in said)}
+    texts = [unicodedata.normalize("NFKC", answer) for answer in answers]
+    said = "\n".join(map(_squeezed, [*texts, *map(_tables_as_lines, texts)]))
+    mentions = list(_mentions(_tables_as_lines(_QUOTED.sub(_blank_verdict, text))))
+    own = {mention for mention in mentions if _squeezed(mention.text) not in said}
     for mention in mentions:
-        if not 1 <= mention.label <= systems and mention not in borrowed:
+        if mention in own and not 1 <= mention.label <= systems:
             return Parsed(None, f"System{mention.label} of {systems}")
-    scores, revised = [], []
+    scores: list[float] = []
+    revised: list[int] = []
     for label in range(1, systems + 1):
-        own = [mention for mention in mentions if mention.label == label]
-        own = [mention for mention in own if not mention.weak] or own
-        if len({mention.score for mention in own}) > 1:
-            own = [mention for mention in own if mention not in borrowed]
-            if not own:
+        given = [mention for mention in mentions if mention.label == label]
+        given = [mention for mention in given if not mention.weak] or given
+        if len({mention.score for mention in given}) > 1:
+            given = [mention for mention in given if mention in own]
+            if not given:
                 return Parsed(None, f"System{label}: its scores stand in a judged answer")
-        if not own or own[-1].problem:
-            return Parsed(None, f"System{label}: {own[-1].problem if own else 'no score'}")
-        scores.append(own[-1].score)
-        revised += [label] * (len({mention.score for mention in own}) > 1)
+        last = given[-1] if given else _Mention(label, None, "no score", "")
+        if last.score is None:
+            return Parsed(None, f"System{label}: {last.problem}")
+        scores.append(last.score)
+        revised += [label] * (len({mention.score for mention in given}) > 1)
     return Parsed(scores, revised=tuple(revised))
 
 
 def without_thoughts(reply: str) -> str:
     """The reply without <think>…</think>, also where the opening mark, or the end, is missing."""
-    kept: list[str] = []
-    thinking = False
-    for part in re.split(r"(</?think>)", reply, flags=re.IGNORECASE):
-        if part.lower() == "</think>":
-            kept, thinking = kept if thinking else [], False
-        elif part.lower() == "<think>":
-            thinking = True
-        elif not thinking:
-            kept.append(part)
-    return "".join(kept)
+    closed = re.sub(r"(?is)<think>.*?(?:</think>|\Z)", "", reply)
+    return re.sub(r"(?is)\A.*</think>", "", closed)
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).lower()
+    return re.sub(r"\s+", "", text).lower()
+
+
+def _blank_verdict(quoted: re.Match) -> str:
+    """Spaces in place of a quotation that holds a label and a number behind it."""
+    label = _ANY_LABEL.search(quoted[0])
+    holds = label and re.search(rf"[\d十{_DIGITS}]", quoted[0][label.end() :])
+    return " " * len(quoted[0]) if holds else quoted[0]
 
 
 def _mentions(text: str) -> Iterator[_Mention]:
-    quoted = _QUOTED.sub(lambda match: " " * len(match[0]) if _holds_verdict(match[0]) else match[0], text)
-    text, last = quoted, 0
-    for mention in [mention for start, block in _tables(quoted) for mention in _table_mentions(start, block)]:
-        yield mention
-        end = (quoted + "\n").index("\n", mention.position)
-        text = text[: mention.position] + " " * (end - mention.position) + text[end:]
+    last = 0
     for match in _VERDICT.finditer(text):
         if _stands_first(text, match.start(), last) and (mention := _read(text, match)):
             yield mention
-            yield from _second(text, match)
+            if second := _second(text, match):
+                yield second
             last = match.end()
-
-
-def _second(text: str, match: re.Match) -> Iterator[_Mention]:
-    """What the line goes on to say about the score at `match`: corrected, or a reason to ask again."""
-    tail = text[match.end() : match.end() + 300].partition("\n")[0]
-    tail = _QUOTED.sub("", _ANY_LABEL.split(tail, maxsplit=1)[0])
-    found = _SECOND.search(tail)
-    if not found or _TOLD.search(tail[: found.start()]):  # 它要求改为 10 分 is what the answer wants
-        return
-    score = _decimal(found["number"]) if found["revised"] and found["unit"] else math.inf
-    given = (score, "") if score <= 10 else (None, "two scores in one line")
-    yield _Mention(match.end(), _whole(match["label"]), *given, found[0])
-
-
-def _holds_verdict(text: str) -> bool:
-    match = _ANY_LABEL.search(text)
-    return bool(match and re.search(rf"[\d{_DIGITS}]", text[match.end() :]))
 
 
 def _stands_first(text: str, start: int, last: int) -> bool:
@@ -177,90 +159,91 @@ def _stands_first(text: str, start: int, last: int) -> bool:
 
 def _read(text: str, match: re.Match) -> _Mention | None:
     """The verdict at a match, None where the number counts something else."""
-    end, fill = match.end(), match["fill"]
-    explicit = bool(match["unit"] or match["of"] or match["of2"])
+    label, end, fill = int(_number(match["label"])), match.end(), match["fill"]
+    # What a row is rated out of may stand in the head of another table than the one it was copied from.
+    said = text[match.start() : match.end("number")] if "=>" in fill else match[0]
+    explicit = bool(match["unit"] or match["of"])
     if _RANGE.match(text, match.end("number")):
-        return _mention(match, None, "a range is no score")
+        return _Mention(label, None, "a range is no score", said)
     ends = bool(_ENDS.match(text, end))
     if not ends and (not match["number"][0].isdigit() or (not explicit and _COUNTED.match(text, end))):
         return None  # 十分准确 is an adverb, 3 处 counts mistakes
-    alone = re.search(r"[(\n]", fill) and not re.search(_SCORE_WORD, fill, re.IGNORECASE)
-    if alone and not explicit and not _LINE_END.match(text, end):
+    if re.search(r"[(\n]", fill) and not _TITLE.search(fill) and not explicit and not _LINE_END.match(text, end):
         return None  # (1) and, on a line of its own, 1. begin a list
     if match["number"] == "1" and not explicit and not ends and text[end] in ".、":
         return None
-    return _mention(match, *_value(match), weak=not explicit and not ends)
+    return _Mention(label, *_value(match), said, weak=not explicit and not ends)
 
 
-def _mention(match: re.Match, score: float | None, problem: str, weak: bool = False) -> _Mention:
-    return _Mention(match.start(), _whole(match["label"]), score, problem, match[0], weak)
+def _second(text: str, match: re.Match) -> _Mention | None:
+    """What the line goes on to say about the score at `match`: corrected, or a reason to ask again."""
+    tail = text[match.end() : match.end() + 300].partition("\n")[0]
+    tail = _QUOTED.sub("", _ANY_LABEL.split(tail, maxsplit=1)[0])
+    found = _SECOND.search(tail)
+    if not found or _TOLD.search(tail[: found.start()]):  # 它要求改为 10 分 is what the answer wants
+        return None
+    label = int(_number(match["label"]))
+    if found["revised"] and found["unit"] and (score := _number(found["number"])) <= 10:
+        return _Mention(label, score, "", found[0])
+    return _Mention(label, None, "two scores in one line", found[0])
 
 
-def _value(match: re.Match, denominator: str | None = None) -> tuple[float | None, str]:
+def _value(match: re.Match) -> tuple[float | None, str]:
     """(score from 0 to 10, "") or (None, what is wrong). Rescaled only where the denominator is written."""
-    number = _decimal(match["number"]) * (-1 if match["sign"] in ("-", "−") else 1)
-    most = int(match["of"] or match["of2"] or denominator or 10)
+    number = _number(match["number"]) * (-1 if match["sign"] in ("-", "−") else 1)
+    most = _number(match["of"] or "10")
     if most not in (5, 10, 20, 50, 100):
-        return None, f"a score out of {most}"
+        return None, f"a score out of {most:g}"
     if not 0 <= number <= most:
-        return None, f"{number:g} is not between 0 and {most}"
+        return None, f"{number:g} is not between 0 and {most:g}"
     return abs(number) * 10 / most, ""  # -0 is 0
 
 
-def _decimal(text: str) -> float:
-    """7.5 of "7.5" or "七点五"."""
-    if text[0].isdigit():
-        return float(text)
-    whole, _, part = text.partition("点")
-    return float(f"{_whole(whole)}.{''.join(str(_whole(digit)) for digit in part) or 0}")
+def _number(text: str) -> float:
+    """7.5 of "7.5" or "七点五", 85 of "八十五"."""
+    tens, ten, rest = text.translate(_IN_ASCII).rpartition("十")
+    return (10 * float(tens or 1) if ten else 0) + float(rest or 0)
 
 
-def _whole(text: str) -> int:
-    """8 of "8" or "八", 85 of "八十五"."""
-    if text.isdigit():
-        return int(text)
-    values = {digit: number for number, digit in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
-    tens, ten, ones = text.rpartition("十")
-    number = int("".join(str(values[digit]) for digit in ones) or 0)
-    return number + (10 * (values.get(tens, 100) if tens else 1) if ten else 0)
+def _tables_as_lines(text: str) -> str:
+    """The text, each table row that says a score of a system in one form: System1=>8, System1=>80/100."""
+    return _TABLE.sub(lambda block: "\n".join(_rows_as_lines(block[0].split("\n"))), text)
 
 
-def _tables(text: str) -> Iterator[tuple[int, str]]:
-    """(start, text) of each run of two or more lines with bars."""
-    for match in re.finditer(r"(?:^[^\n|]*\|[^\n]*(?:\n|$)){2,}", text, re.MULTILINE):
-        yield match.start(), match[0]
-
-
-def _table_mentions(start: int, block: str) -> Iterator[_Mention]:
-    rows, lines = [], []
-    for line in re.finditer(r"[^\n]+", block):
-        cells = [cell.strip(" \t*_`") for cell in line[0].strip(" \t").removeprefix("|").removesuffix("|").split("|")]
-        if not all(re.fullmatch(r":?-+:?", cell) for cell in cells):
-            rows.append(cells)
-            lines.append(line)
-    header = rows[0]
+def _rows_as_lines(lines: Sequence[str]) -> Iterator[str]:
+    rows = [_cells(line) for line in lines]
+    header = next((row for row in rows if not all(re.fullmatch(r":?-+:?", cell) for cell in row)), rows[0])
     across = [_ANY_LABEL.fullmatch(cell) for cell in header]
-    columns = [place for place, cell in enumerate(header) if re.search(_SCORE_WORD, cell, re.IGNORECASE)]
-    for row, line in zip(rows, lines, strict=True):
-        if sum(map(bool, across)) > 1 and re.search(_SCORE_WORD, row[0], re.IGNORECASE):
-            pairs = [(label, cell, row[0]) for label, cell in zip(across, row, strict=False) if label]
+    is_sideways = sum(map(bool, across)) > 1
+    columns = [place for place, cell in enumerate(header) if _TITLE.search(cell)]
+    for line, row in zip(lines, rows, strict=True):
+        if is_sideways and _TITLE.search(row[0]):
+            said = [(label[0], cell, row[0]) for label, cell in zip(across, row, strict=False) if label]
         else:
-            pairs = list(_row_verdict(row, header, columns))
-        for label, cell, title in pairs:
-            if match := _CELL.fullmatch(cell):
-                begin = max(0, line[0].find(label[0]))
-                end = line[0].index(cell, line[0].index("|", begin + 1)) + len(cell)
-                of = re.search(r"(?:/|满分)\s*(\d+)", title)
-                score, problem = _value(match, of and of[1])
-                yield _Mention(start + line.start(), _whole(label["label"]), score, problem, line[0][begin:end])
+            said = _row_score(row, header, columns)
+        scores = [f"{label}=>{cell}{_out_of(title)}" for label, cell, title in said if _CELL.fullmatch(cell)]
+        yield "\n".join(scores) or line
 
 
-def _row_verdict(row: list[str], header: list[str], columns: list[int]) -> Iterator[tuple[re.Match, str, str]]:
-    """(label, score, title of its column) of a row with a label: from the one score column, else the one column behind
-    the label with a number."""
-    under_system = re.fullmatch(r"系[统統]|system", header[0], re.IGNORECASE) and row[0].isdigit()
-    cells = [f"System{row[0]}" if under_system else row[0], *(row[1:2] if row[0].isdigit() else ())]
-    at, label = next(((at, m) for at, cell in enumerate(cells) if (m := _ANY_LABEL.fullmatch(cell))), (0, None))
-    numbers = columns or [place for place in range(at + 1, len(row)) if _CELL.fullmatch(row[place])]
-    if label and len(numbers) == 1 and numbers[0] < min(len(row), len(header)):
-        yield label, row[numbers[0]], header[numbers[0]]
+def _cells(line: str) -> list[str]:
+    return [cell.strip(" \t*_`") for cell in line.strip(" \t").removeprefix("|").removesuffix("|").split("|")]
+
+
+def _out_of(title: str) -> str:
+    most = re.search(r"(?:/|满分)\s*(\d+)", title)
+    return f"/{most[1]}" if most else ""
+
+
+def _row_score(row: Sequence[str], header: Sequence[str], columns: Sequence[int]) -> list[tuple[str, str, str]]:
+    """[(label, score, title of its column)] of a row: from the one score column, else the one column behind the label
+    with a number. Empty without a label, or without such a column."""
+    is_numbered = row[0].isdigit()
+    if is_numbered and re.fullmatch(r"系[统統]|system", header[0], re.IGNORECASE):
+        row = [f"System{row[0]}", *row[1:]]
+    at = next((at for at, cell in enumerate(row[: 1 + is_numbered]) if _ANY_LABEL.fullmatch(cell)), None)
+    if at is None:
+        return []
+    places = columns or [place for place in range(at + 1, len(row)) if _CELL.fullmatch(row[place])]
+    if len(places) != 1 or places[0] >= min(len(row), len(header)):
+        return []
+    return [(row[at], row[places[0]], header[places[0]])]

@@ -87,6 +87,11 @@ def read_prompts(path: str | Path) -> list[Row]:
     return prompts
 
 
+def unread_keys(prompts: Iterable[Row]) -> Counter[str]:
+    """The keys of read_prompts' rows that nothing reads, with the rows that have them: a mistyped one is among them."""
+    return Counter(key for row in prompts for key in row if key not in (*KNOWN_KEYS, "category"))
+
+
 def _training_row(where: str, value: object) -> Row:
     row = _prompt_row(where, value, "an object with instruction, input, output")
     output, history = text_of(where, row, "output"), row.get("history", [])

@@ -1,11 +1,19 @@
-"""Where a run happens: device, dtype, seed, rank. The only reader of the launcher's RANK variables."""
+"""Where a run happens: device, dtype, seed; and what its processes, where a launcher starts several, say to each other.
 
-import os
+The saying is accelerate's; every function here serves a single process too.
+"""
+
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from utils import ranks
+from utils.errors import EnvironmentFault, Fault
 
 _CGROUPS = (  # of a container: the folder, its limit, what is used of it
     ("/sys/fs/cgroup", "memory.max", "memory.current"),
@@ -13,21 +21,49 @@ _CGROUPS = (  # of a container: the folder, its limit, what is used of it
 )
 
 
-def rank() -> int:
-    """Index of this process among those of the launcher; 0 when there is one."""
-    return int(os.environ.get("RANK", "0"))
+def join(gpu_id: str = "") -> torch.device:
+    """Meet the launcher's other processes, if there are any; the device of this one (see device)."""
+    on = device(gpu_id)
+    if ranks.world_size() > 1:
+        PartialState(cpu=on.type == "cpu")
+        ranks.meet()
+    return on
 
 
-def world_size() -> int:
-    """Number of processes of the launcher; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def of_first(work: Callable, *arguments: object):
+    """What `work` returns on the first process, on all of them; what it does is done once.
+
+    What it returns must be picklable. A Fault that it raises there ends them all.
+    """
+    outcome: list = [None]
+    if ranks.is_first():
+        try:
+            outcome = [work(*arguments)]
+        except Fault as fault:
+            outcome = [fault]
+    if ranks.world_size() > 1:
+        broadcast_object_list(outcome)
+    if isinstance(outcome[0], Fault):
+        outcome[0].is_told = not ranks.is_first()
+        raise outcome[0]
+    return outcome[0]
+
+
+def gathered(value: object) -> list:
+    """The values of all processes, in the order of their ranks."""
+    return gather_object([value]) if ranks.world_size() > 1 else [value]
 
 
 def device(gpu_id: str = "") -> torch.device:
-    """The GPU of this local rank (or the one named by gpu_id), else the CPU."""
+    """The GPU of this local rank (or the one named by gpu_id), else the CPU.
+
+    Raises EnvironmentFault where a launcher has started more processes than there are GPUs.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(gpu_id or os.environ.get("LOCAL_RANK", "0")))
+    if ranks.local_size() > torch.cuda.device_count():
+        raise EnvironmentFault(f"{ranks.local_size()} processes on this machine, but {torch.cuda.device_count()} GPUs")
+    return torch.device("cuda", int(gpu_id or ranks.local_rank()))
 
 
 def free_bytes(on: torch.device) -> int:

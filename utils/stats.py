@@ -6,9 +6,11 @@ n = 10 would hold the mean only about 91 times in 100. Standard library only.
 
 import math
 import random
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import combinations
+from itertools import combinations, pairwise, product
+from operator import sub
 from statistics import correlation, fmean, stdev
 
 BOOTSTRAP_FROM = 40
@@ -70,7 +72,7 @@ def _bootstrap(values: Sequence[float], error: float) -> tuple[float, float]:
     return means[outside], means[-1 - outside]
 
 
-def groups(columns: dict[str, Sequence[float | None]]) -> list[list[str]]:
+def groups(columns: Mapping[str, Sequence[float | None]]) -> list[list[str]]:
     """The systems from best to worst, cut into groups only where each one above can be told from each one below.
 
     columns: a score a prompt (None: no score) of each system, all over the same prompts. Two systems are told apart by
@@ -79,23 +81,22 @@ def groups(columns: dict[str, Sequence[float | None]]) -> list[list[str]]:
     means = {name: fmean(known) for name, values in columns.items() if (known := [v for v in values if v is not None])}
     error = 0.05 / max(1, math.comb(len(means), 2))
     order = sorted(means, key=lambda name: -means[name])
-    alike = {(a, b) for a, b in combinations(order, 2) if not differ(columns[a], columns[b], error)}
-    found: list[list[str]] = []
-    for place, name in enumerate(order):
-        if place and any((above, below) in alike for above in order[:place] for below in order[place:]):
-            found[-1].append(name)
-        else:
-            found.append([name])
-    return found
+    apart = {(a, b) for a, b in combinations(order, 2) if differ(columns[a], columns[b], error)}
+    cuts = [place for place in range(1, len(order)) if apart.issuperset(product(order[:place], order[place:]))]
+    return [order[start:end] for start, end in pairwise([0, *cuts, len(order)]) if start < end]
 
 
 def differ(first: Sequence[float | None], second: Sequence[float | None], error: float = 0.05) -> bool:
     """Whether two systems' scores on the same prompts have different means."""
-    pairs = [a - b for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    if len(pairs) < LEAST_PAIRS:
-        return False
-    _, low, high = mean_interval(pairs, error)
-    return not low <= 0 <= high
+    differences = list(map(sub, *both_known(first, second)))
+    interval = mean_interval(differences, error)
+    return interval is not None and len(differences) >= LEAST_PAIRS and not interval[1] <= 0 <= interval[2]
+
+
+def both_known(first: Sequence[float | None], second: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    """The two without the places where either has None."""
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -108,9 +109,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
 
 def _ranks(values: Sequence[float]) -> list[float]:
     order = sorted(values)
-    first = {value: place for place, value in reversed(list(enumerate(order)))}
-    count = {value: order.count(value) for value in first}
-    return [first[value] + (count[value] - 1) / 2 for value in values]
+    return [(bisect_left(order, value) + bisect_right(order, value)) / 2 for value in values]
 
 
 def weighted_kappa(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from utils import scores
 from utils.files import write_atomic, write_json
-from utils.judging import Call, Item, listed
-from utils.verdicts import Key, Parsed
+from utils.judging import Item, listed
+from utils.verdicts import Verdicts
 
 NAMES = {
     "01qa": "knowledge", "02translate": "translation", "03generate": "text generation", "04analyse": "sentiment",
@@ -22,60 +22,45 @@ differences a prompt, 5% for all pairs of a row together); where all are one gro
 with a score / prompts; none is imputed."""
 
 
-def build(
-    items: Sequence[Item],
-    calls: Mapping[str, Sequence[Call]],
-    verdicts: Mapping[str, Mapping[Key, Parsed]],
-    people: scores.Columns | None,
-) -> dict:
+def build(items: Sequence[Item], judges: Mapping[str, Verdicts], people: scores.Columns) -> dict:
     """The table as JSON: {judge: {category: {system: cell}}} (scores.cells), and beside the judges "ranks", "position",
-    "length", "agreement", "unjudged", "revised", "own_judge", each by judge.
-
-    calls and verdicts: by judge; people: their mean scores, a column a system.
-    """
-    columns = {judge: scores.columns(items, calls[judge], given) for judge, given in verdicts.items()}
-    columns |= {PEOPLE: people} if people else {}
-    robust = [judge for judge in verdicts if calls[judge][0].mode == "robust"]
+    "length", "agreement", "unjudged", "revised", "own_judge", each by judge. people: their mean scores, or {}."""
+    columns = {judge: scores.columns(given) for judge, given in judges.items()} | ({PEOPLE: people} if people else {})
     lengths = {judge: scores.length(items, own) for judge, own in columns.items()}
     return {judge: scores.cells(items, own) for judge, own in columns.items()} | {
         "ranks": {judge: scores.ranks(items, own) for judge, own in columns.items()},
-        "position": {judge: scores.position(calls[judge], verdicts[judge]) for judge in robust},
+        "position": {judge: scores.position(given) for judge, given in judges.items() if given[0][0].mode == "robust"},
         "length": {"characters": scores.characters(items)} | lengths,
         "agreement": scores.agreement(columns),
-        "unjudged": {judge: list(_unjudged(calls[judge], given)) for judge, given in verdicts.items()},
-        "revised": {judge: sum(len(v.revised) for v in given.values()) for judge, given in verdicts.items()},
-        "own_judge": {judge: [s for s in items[0].answers if scores.is_own_judge(judge, s)] for judge in verdicts},
+        "unjudged": {
+            judge: [f"{call.name}: {verdict.problem}" for call, verdict in given if verdict.scores is None]
+            for judge, given in judges.items()
+        },
+        "revised": {judge: sum(len(verdict.revised) for _, verdict in given) for judge, given in judges.items()},
+        "own_judge": {judge: [s for s in items[0].answers if scores.is_own_judge(judge, s)] for judge in judges},
     }
 
 
-def _unjudged(calls: Iterable[Call], given: Mapping[Key, Parsed]) -> Iterable[str]:
-    for call in calls:
-        verdict = given.get(call.key)
-        if verdict is None or verdict.scores is None:
-            yield f"{call.name}: {verdict.problem if verdict else 'no reply'}"
+def write(output_dir: str, table: dict, rater_note: str) -> None:
+    """Write table.json and table.md. rater_note: a line to stand below the people's table."""
+    parts = ["# Scores", _LEGEND]
+    for judge, ranks in table["ranks"].items():
+        lines = [*_doubts(judge, table), *([rater_note] if judge == PEOPLE else [])]
+        parts += [f"## {judge}", markdown(table[judge], ranks), "\n".join(f"- {line}" for line in lines)]
+    parts += ["## Agreement", _agreement(table["agreement"])] if table["agreement"] else []
+    _write(output_dir, "table", table, parts)
 
 
-def write_auto(output_dir: str | Path, items: Sequence[Item], columns: scores.Columns) -> None:
+def write_auto(output_dir: str, items: Sequence[Item], columns: scores.Columns) -> None:
     """Write auto.json ({category: {system: cell}}) and auto.md: scores against references, without a judge."""
     cells = scores.cells(items, columns)
-    write_json(Path(output_dir) / "auto.json", cells)
-    text = ["# Scores against references", _LEGEND, markdown(cells, scores.ranks(items, columns))]
-    write_atomic(Path(output_dir) / "auto.md", "\n\n".join(text) + "\n")
+    parts = ["# Scores against references", _LEGEND, markdown(cells, scores.ranks(items, columns))]
+    _write(output_dir, "auto", cells, parts)
 
 
-def write(output_dir: str | Path, table: dict, judges: Sequence[str], notes: Mapping[str, Sequence[str]]) -> None:
-    """Write table.json and table.md. notes: lines to stand below a judge's table."""
-    write_json(Path(output_dir) / "table.json", table)
-    parts = ["# Scores", _LEGEND]
-    for judge in judges:
-        lines = [*_doubts(judge, table), *notes.get(judge, ())]
-        parts += [
-            f"## {judge}",
-            markdown(table[judge], table["ranks"][judge]),
-            "\n".join(f"- {line}" for line in lines),
-        ]
-    parts += ["## Agreement", *_agreement(table["agreement"])] if table["agreement"] else []
-    write_atomic(Path(output_dir) / "table.md", "\n\n".join(part for part in parts if part) + "\n")
+def _write(output_dir: str, name: str, value: dict, parts: Sequence[str]) -> None:
+    write_json(Path(output_dir) / f"{name}.json", value)
+    write_atomic(Path(output_dir) / f"{name}.md", "\n\n".join(parts) + "\n")
 
 
 def markdown(cells: Mapping[str, Mapping[str, dict]], ranks: Mapping[str, Sequence[Sequence[str]]]) -> str:
@@ -83,33 +68,28 @@ def markdown(cells: Mapping[str, Mapping[str, dict]], ranks: Mapping[str, Sequen
     systems = list(next(iter(cells.values())))
     rows = [["category", "file", "judged", *systems], ["---"] * (3 + len(systems))]
     for category, row in cells.items():
-        groups = ranks[category]
-        shown = [_shown(row[system], *_mark(system, groups)) for system in systems]
+        shown = [_shown(system, row[system], ranks[category]) for system in systems]
         file = "" if category == scores.TOTAL else category
         rows.append([NAMES.get(category, category.lstrip("0123456789") or category), file, _judged(row), *shown])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return _rows(rows)
 
 
 def _judged(row: Mapping[str, dict]) -> str:
-    counts = sorted({cell["n_ok"] for cell in row.values()})
-    return f"{'-'.join(map(str, sorted({counts[0], counts[-1]})))}/{max(cell['n_total'] for cell in row.values())}"
+    counts = [cell["n_ok"] for cell in row.values()]
+    span = "-".join(map(str, sorted({min(counts), max(counts)})))
+    return f"{span}/{max(cell['n_total'] for cell in row.values())}"
 
 
-def _mark(system: str, groups: Sequence[Sequence[str]]) -> tuple[str, str]:
-    """(what stands around the score, what stands behind it)."""
-    place = next((place for place, group in enumerate(groups) if system in group), None)
-    alike = " ≈" if place is not None and len(groups[place]) > 1 else ""
-    if len(groups) == 1 or place not in (0, 1):
-        return "", alike
-    return ("**", alike) if place == 0 else ("", rf" \*{alike}")
-
-
-def _shown(cell: dict, around: str, behind: str) -> str:
+def _shown(system: str, cell: dict, groups: Sequence[Sequence[str]]) -> str:
+    """A system's score with its interval, marked as best, second best, or one that its group cannot be told from."""
     if cell["score"] is None:
         return "–"
     half = max(cell["score"] - cell["low"], cell["high"] - cell["score"])  # one side may be cut at 0 or 100
-    width = f"{half:.1f}" if cell["n_ok"] > 1 else "?"
-    return f"{around}{cell['score']:.4g} ± {width}{around}{behind}"
+    text = f"{cell['score']:.4g} ± {f'{half:.1f}' if cell['n_ok'] > 1 else '?'}"
+    place = next(place for place, group in enumerate(groups) if system in group)
+    if len(groups) > 1 and place < 2:
+        text = rf"{text} \*" if place else f"**{text}**"
+    return text + " ≈" * (len(groups[place]) > 1)
 
 
 def _doubts(judge: str, table: dict) -> Iterable[str]:
@@ -134,21 +114,24 @@ def _places(position: dict) -> Iterable[str]:
     if not position["means"]:
         return
     means = ", ".join(f"{mean:.2f}" for mean in position["means"])
-    verdict = (
-        "**the place changes the score**" if position["flagged"] else "no more than chance, or too small to matter"
-    )
+    harmless = "no more than chance, or too small to matter"
+    verdict = "**the place changes the score**" if position["flagged"] else harmless
     yield f"Mean score by place (System1 first): {means}; largest gap {position['gap']:.2f}: {verdict}."
     if moved := position["moved"]:
         shown = listed(f"{m['category']} {m['number']} {m['system']} ({m['low']:g} to {m['high']:g})" for m in moved)
         yield f"{len(moved)} answers move by {scores.MOVED:g} points or more between places: {shown} (all: table.json)."
 
 
-def _agreement(pairs: Sequence[dict]) -> list[str]:
-    rows = ["| between | rank correlation | weighted kappa | answers |", "| --- | --- | --- | --- |"]
+def _agreement(pairs: Sequence[dict]) -> str:
+    rows = [["between", "rank correlation", "weighted kappa", "answers"], ["---"] * 4]
     for pair in pairs:
-        numbers = f"{_number(pair['rank_correlation'])} | {_number(pair['weighted_kappa'])} | {pair['answers']}"
-        rows.append(f"| {' – '.join(pair['between'])} | {numbers} |")
-    return ["\n".join(rows)]
+        numbers = _number(pair["rank_correlation"]), _number(pair["weighted_kappa"]), str(pair["answers"])
+        rows.append([" – ".join(pair["between"]), *numbers])
+    return _rows(rows)
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _number(value: float | None) -> str:

@@ -5,8 +5,11 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,8 +19,8 @@ from tqdm import tqdm
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from utils import adapters, checkpoint, fast, hooks, runtime
-from utils.batching import StepOrder, collate, collate_packed, parts_of, tokens_of
+from utils import adapters, checkpoint, fast, hooks, neftune, ranks, runtime, sharding
+from utils.batching import FILLER, StepOrder, collate, collate_packed, parts_of, tokens_of
 from utils.encode import IGNORED
 from utils.errors import EnvironmentFault, Interrupted, ModelFault
 from utils.files import write_json
@@ -73,16 +76,22 @@ class StageTrainer(Trainer):
     def __init__(self, *args, group_by_length: bool, head=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.group_by_length, self.head = group_by_length, head
-        self.part_tokens = sys.maxsize if head is None else fast.part_tokens(self.args.device)
+        # Where the base is sharded, every process must go through it equally often.
+        is_whole = head is None or ranks.shards_base()
+        self.part_tokens = sys.maxsize if is_whole else fast.part_tokens(self.args.device)
         self.model_accepts_loss_kwargs = True  # the Trainer counts the step's supervised tokens and scales nothing
         self.best: dict | None = None
         self.best_weights: adapters.Weights = {}
 
-    def _get_train_sampler(self, train_dataset=None):
-        dataset = train_dataset or self.train_dataset
-        lengths = dataset["length"][:]
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return StepOrder(lengths, batch_size, self.args.seed, self.group_by_length)
+    def get_train_dataloader(self):
+        """Micro batches, of which each process takes every n-th: together they are those of a single process."""
+        micro, lengths = self.args.train_batch_size, self.train_dataset["length"][:]
+        at_once = micro * ranks.world_size()
+        order = StepOrder(
+            lengths, at_once * self.args.gradient_accumulation_steps, self.args.seed, self.group_by_length, at_once
+        )
+        rows = self.train_dataset.add_item(FILLER) if order.fillers else self.train_dataset
+        return self._get_dataloader(rows, "training", micro, lambda _: order, is_training=True)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """A step's micro batches and the number of its supervised tokens (kept for the metrics).
@@ -91,26 +100,31 @@ class StageTrainer(Trainer):
         """
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.step_tokens = int(tokens) if tokens is not None else 0
-        self.step_tokens_read = sum(map(tokens_of, batches))
+        self.step_tokens_read = sum(runtime.gathered(sum(map(tokens_of, batches))))
         if not self.step_tokens:
             raise ModelFault(f"step {self.state.global_step + 1} has no supervised token")
         return batches, tokens
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Forward and backward through a micro batch, on the fast path in parts: their gradients add up to the same."""
-        return sum(
-            super(StageTrainer, self).training_step(model, part, num_items_in_batch)
-            for part in parts_of(inputs, self.part_tokens)
-        )
+        """Forward and backward through a micro batch, on the fast path in parts: their gradients add up to the same.
+
+        Several processes add theirs up behind the last part, however many each of them has.
+        """
+        *parts, last = parts_of(inputs, self.part_tokens)
+        with self.accelerator.no_sync(model):
+            loss = sum(super(StageTrainer, self).training_step(model, part, num_items_in_batch) for part in parts)
+        return loss + super().training_step(model, last, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The batch's share of the step's mean loss: summed over its tokens, divided by the tokens of the step."""
+        """The batch's share of the step's mean loss: summed over its tokens, divided by the tokens of the step. Of
+        several processes the gradients are averaged, hence the factor."""
         loss, tokens = label_loss(model, inputs, self.head)
-        loss = loss / (tokens if num_items_in_batch is None else num_items_in_batch)
+        loss = loss * ranks.world_size() / (tokens if num_items_in_batch is None else num_items_in_batch)
         return (loss, {}) if return_outputs else loss
 
     def mean_loss(self, dataset, title: str = "validation") -> float:
-        """Mean negative log-likelihood (nats) over all supervised tokens of a data set, in batches of like length.
+        """Mean negative log-likelihood (nats) over all supervised tokens of a data set, in batches of like length, of
+        which each process takes every n-th.
 
         Raises hooks.Stopped when a signal asks for the end.
         """
@@ -120,14 +134,18 @@ class StageTrainer(Trainer):
         order = sorted(range(len(lengths)), key=lambda index: lengths[index])
         total = tokens = 0
         with torch.no_grad():
-            for start in tqdm(range(0, len(order), size), desc=title, leave=False, disable=None):
-                if self.cadence.signal is not None:
-                    raise hooks.Stopped
-                rows = [dataset[index] for index in order[start : start + size]]
+            for begin in tqdm(range(0, len(order), size * ranks.world_size()), desc=title, leave=False, disable=None):
+                if self.cadence.received is not None and not ranks.shards_base():
+                    break
+                start = begin + size * ranks.rank()
+                rows = [dataset[index] for index in order[start : start + size]] or [FILLER]
                 for part in parts_of(self._prepare_inputs(self.data_collator(rows)), self.part_tokens):
                     loss, count = label_loss(model, part, self.head)
                     total, tokens = total + loss.item(), tokens + count
-        return total / tokens
+        if self.cadence.agree() is not None:
+            raise hooks.Stopped
+        totals, counts = zip(*runtime.gathered((total, tokens)))
+        return sum(totals) / sum(counts)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """{"eval_loss"} of the validation rows; keeps the adapter when it is the best one so far.
@@ -150,10 +168,18 @@ class StageTrainer(Trainer):
         return metrics
 
     def _save_checkpoint(self, model, trial) -> None:
-        checkpoint.save(Path(self.args.output_dir), self.state.global_step, self._write_state)
+        states = runtime.gathered(self._random_state())
+        write = partial(self._write_state, states)
+        runtime.of_first(checkpoint.save, Path(self.args.output_dir), self.state.global_step, write)
 
-    def _write_state(self, folder: Path) -> None:
-        """All that the next step depends on: adapter, best adapter, optimizer, schedule, random state, position."""
+    def _random_state(self) -> dict[str, bytes]:
+        """{file name: content} of this process's."""
+        with tempfile.TemporaryDirectory() as folder:
+            self._save_rng_state(folder)
+            return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+    def _write_state(self, random_states: list[dict[str, bytes]], folder: Path) -> None:
+        """All that the next step depends on: adapter, best adapter, optimizer, schedule, random states, position."""
         adapters.write_adapter(self.model, folder)
         shutil.copyfile(Path(self.args.output_dir) / hooks.METRICS, folder / hooks.METRICS)
         if self.best is not None:
@@ -161,7 +187,8 @@ class StageTrainer(Trainer):
             write_json(folder / BEST, self.best)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
-        self._save_rng_state(str(folder))
+        for name, content in (item for state in random_states for item in state.items()):
+            (folder / name).write_bytes(content)
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
@@ -176,6 +203,13 @@ class StageTrainer(Trainer):
         """Give the model the best adapter by validation loss; the last one stays where nothing was validated."""
         if self.best is not None:
             adapters.set_lora_weights(self.model, self.best_weights, Path(BEST_WEIGHTS))
+
+
+def optimizer(flags: dict, device: torch.device) -> str:
+    """transformers' name of the optimizer: AdamW, and for a 4-bit base on a GPU its paged form, as in QLoRA: while a
+    long batch needs the card's memory, the driver moves the moments out of it (bitsandbytes: those of matrices of
+    100,000 numbers and more), instead of failing."""
+    return "paged_adamw_32bit" if device.type == "cuda" and flags["load_4bit"] else "adamw_torch_fused"
 
 
 def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int, device: torch.device) -> StageTrainer:
@@ -194,8 +228,9 @@ def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int
         output_dir=flags["output_dir"],
         per_device_train_batch_size=flags["micro_batch_size"],
         per_device_eval_batch_size=flags["micro_batch_size"],
-        gradient_accumulation_steps=flags["batch_size"] // flags["micro_batch_size"] // runtime.world_size(),
+        gradient_accumulation_steps=flags["batch_size"] // flags["micro_batch_size"] // ranks.world_size(),
         num_train_epochs=flags["num_epochs"],
+        optim=optimizer(flags, device),
         learning_rate=flags["learning_rate"],
         warmup_steps=steps.warmup,
         bf16=bf16,
@@ -215,10 +250,15 @@ def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int
         report_to=loggers or "none",
         disable_tqdm=False,
         run_name=flags["wandb_run_name"] or None,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # they do not change, and processes may evaluate unequal numbers of batches
+        accelerator_config={"even_batches": False},  # the fillers of StepOrder make them so
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # or each GPU that can be seen takes micro_batch_size rows more a step
+    sharding.shard(model, device)
     cadence, metrics = hooks.Cadence(steps.every, evaluates), hooks.Metrics(Path(flags["output_dir"]))
     head = fast.prepare(model, device) if flags["fast"] else None
+    neftune.add_noise(model, flags["neftune_noise_alpha"])
     packed = flags["fast"] and fast.can_pack(model)
     trainer = StageTrainer(
         model=model,
@@ -235,6 +275,7 @@ def build(model, train_set, val_set, steps: Plan, flags: dict, pad_token_id: int
     trainer.remove_callback(ProgressCallback)
     trainer.bar = hooks.Bar(metrics)
     trainer.add_callback(trainer.bar)
+    runtime.seed_everything(flags["seed"] + ranks.rank())  # each process drops out numbers of its own
     return trainer
 
 
@@ -262,11 +303,14 @@ def run(trainer: StageTrainer, resume_from: Path | None) -> dict:
         raise EnvironmentFault(f"--wandb_project: {reason}") from None
     finally:
         trainer.bar.close()
-    if cadence.signal is not None:
-        step = trainer.state.global_step
-        raise Interrupted(cadence.signal, f"{cadence.signal.name} at step {step}; the same command goes on from there")
+    if cadence.agree() is not None:
+        runtime.of_first(_interrupt, cadence.signal, trainer.state.global_step)
     trainer.keep_best()
-    return _outcome(trainer.metrics.path, trainer)
+    return runtime.of_first(_outcome, trainer.metrics.path, trainer)
+
+
+def _interrupt(number: signal.Signals, step: int) -> None:
+    raise Interrupted(number, f"{number.name} at step {step}; the same command goes on from there")
 
 
 def _outcome(metrics: Path, trainer: StageTrainer) -> dict:

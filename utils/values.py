@@ -1,6 +1,7 @@
-"""Flags with a form of their own: stop texts, users with their passwords, systems with their answers, a free port."""
+"""Flags with a form of their own: shares, stop texts, users with passwords, systems with their answers, a free port."""
 
 import json
+import math
 import os
 import socket
 from pathlib import Path
@@ -8,6 +9,22 @@ from pathlib import Path
 from utils.errors import ArgumentFault, EnvironmentFault
 
 MOST_SYSTEMS = 10  # the judge's prompts count them in words
+
+
+def shares(data_mix: tuple[str, ...], files: int) -> list[float]:
+    """--data_mix as the numbers it is, one for each of `files`. Raises ArgumentFault."""
+    given = ",".join(data_mix)
+    try:
+        numbers = [float(share) for share in data_mix]
+    except ValueError:
+        numbers = [0.0]
+    if data_mix and len(data_mix) != files:
+        raise ArgumentFault(f"--data_mix: {given} has {len(data_mix)} shares for {files} files of --data_path")
+    if not all(0 < number <= 1 for number in numbers):
+        raise ArgumentFault(f"--data_mix: {given} must be shares above 0 such as 0.7,0.3")
+    if data_mix and not math.isclose(sum(numbers), 1, abs_tol=1e-6):
+        raise ArgumentFault(f"--data_mix: {given} sums to {sum(numbers):g}, must sum to 1")
+    return numbers
 
 
 def stop_texts(text: str) -> tuple[str, ...]:
@@ -32,8 +49,8 @@ def users(auth: str) -> list[tuple[str, str]]:
         lines = Path(auth).read_text(encoding="utf-8-sig").splitlines() if is_file else [auth]
     except UnicodeDecodeError:
         raise ArgumentFault(f"--auth: {auth} is not UTF-8") from None
-    pairs = [tuple(line.strip().split(":", 1)) for line in lines if line.strip()]
-    if not pairs or not all(len(pair) == 2 and all(pair) for pair in pairs):
+    pairs = [(name, word) for name, _, word in (line.strip().partition(":") for line in lines if line.strip())]
+    if not pairs or not all(name and word for name, word in pairs):
         where = auth if is_file else "the value"
         raise ArgumentFault(f"--auth: {where} is neither USER:PASSWORD nor a file with a line of it for each user")
     return pairs
@@ -66,5 +83,6 @@ def check_port(name: str, port: int) -> None:
     try:
         socket.create_server((name, port), family=socket.AF_INET6 if ":" in name else socket.AF_INET).close()
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno > 0 else "no such name"  # below 0 it is the resolver's
+        number = error.errno or 0  # below 0 it is the resolver's
+        reason = os.strerror(number) if number > 0 else "no such name"
         raise EnvironmentFault(f"--server_port: {port} of {name} cannot be had: {reason}") from None

@@ -9,50 +9,41 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from utils import journal, replies
+from utils import replies
 from utils.errors import DataFault
+from utils.journal import Journal, whole_lines
 from utils.judging import Call
 from utils.replies import Parsed
 
 NAME = "verdicts.jsonl"
-Key = tuple[str, str, int, int]
-_KEYS = ("judge", "mode", "category", "number", "rotation", "order", "reply", "finish_reason")
+KEY = ("mode", "category", "number", "rotation")  # what Call.key holds
+_NEEDED = ("judge", *KEY, "order", "reply", "finish_reason")
+Verdicts = list[tuple[Call, Parsed]]  # every call to one judge, prompt by prompt
 
 
-class Journal(journal.Journal):
-    """The file, open for appending, by one process at a time.
-
-    lines: what is there. Raises EnvironmentFault while another process writes it, DataFault for a line not of ours.
-    """
-
-    def __init__(self, output_dir: str | Path):
-        super().__init__(Path(output_dir) / NAME)
-        self.lines = read(output_dir)
-
-    def append(self, line: Mapping[str, object]) -> None:
-        """Write one line and wait until the disk has it."""
-        super().append(line)
-        self.lines.append(line)
+def open_journal(output_dir: str | Path) -> Journal:
+    """The file, open for appending, by one process at a time. Raises what Journal raises."""
+    return Journal(Path(output_dir) / NAME)
 
 
 def read(output_dir: str | Path) -> list[dict]:
     """All whole lines; none where there is no file. Raises DataFault naming a line that is not a verdict."""
     path = Path(output_dir) / NAME
     lines = []
-    for number, raw in enumerate(journal.whole_lines(path), 1):
+    for number, raw in enumerate(whole_lines(path), 1):
         try:
             line = json.loads(raw)
         except ValueError:
             line = None
-        if not isinstance(line, dict) or any(key not in line for key in _KEYS):
+        if not isinstance(line, dict) or not line.keys() >= set(_NEEDED):
             raise DataFault(f"{path}:{number}: not a verdict")
         lines.append(line)
     return lines
 
 
-def key_of(line: Mapping) -> Key:
+def key_of(line: Mapping) -> tuple[str, str, int, int]:
     """The Call.key this line answers."""
-    return line["mode"], line["category"], line["number"], line["rotation"]
+    return tuple(line[name] for name in KEY)
 
 
 def judge_of(line: Mapping) -> str:
@@ -60,29 +51,24 @@ def judge_of(line: Mapping) -> str:
     return line["judge"] if line["mode"] == "robust" else f"{line['judge']} ({line['mode']})"
 
 
-def mode_of(verdicts: Mapping[Key, Parsed]) -> str:
-    """The mode of one judge's verdicts."""
-    return next(iter(verdicts))[0]
-
-
 def parse(line: Mapping, call: Call) -> Parsed:
     """Read a line's reply again."""
     return replies.parse(line["reply"], len(call.order), call.answers, line["finish_reason"])
 
 
-def by_judge(lines: Iterable[Mapping], calls: Iterable[Call]) -> dict[str, dict[Key, Parsed]]:
-    """{judge: {call key: its first verdict with scores, else its last without}}, judges in the order of the file.
+def by_judge(lines: Iterable[Mapping], calls: Iterable[Call]) -> dict[str, Verdicts]:
+    """{judge: all calls of its mode, each with the first reading that has scores, else the last without}.
 
-    Raises DataFault for a line about no call of ours.
+    calls: of every mode. Judges stand in the order of the lines. Raises DataFault for a line about no call of ours.
     """
     known = {call.key: call for call in calls}
-    judges: dict[str, dict[Key, Parsed]] = {}
+    judges: dict[str, dict[tuple, Parsed]] = {}
     for number, line in enumerate(lines, 1):
-        call = known.get(key_of(line))
+        call, judge = known.get(key_of(line)), judge_of(line)
         if call is None or tuple(line["order"]) != call.order:
             raise DataFault(f"{NAME}:{number}: no prompt of items.json was asked in this way")
-        verdicts = judges.setdefault(judge_of(line), {})
-        before = verdicts.get(call.key)
-        if before is None or before.scores is None:
-            verdicts[call.key] = parse(line, call)
-    return judges
+        if judge not in judges:
+            judges[judge] = {key: Parsed(None, "no reply") for key, one in known.items() if one.mode == call.mode}
+        if judges[judge][call.key].scores is None:
+            judges[judge][call.key] = parse(line, call)
+    return {judge: [(known[key], parsed) for key, parsed in read.items()] for judge, read in judges.items()}

@@ -6,6 +6,9 @@ input, history, settings), which yields pieces with .text and .notice; all that 
 
 import errno
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 
 # From these Gradio takes files to serve (an empty allowed_paths does not overrule them), an editor of its own code, and
@@ -72,8 +75,10 @@ def build(conversation, title: str, examples: list[tuple[str, str]], rows_of: Ca
         names = conversation.names
         adapter = gradio.Dropdown(names, value=names[0], label=say("adapter"), interactive=len(names) > 1)
         about = gradio.Markdown(_plain(conversation.about(names[0])), elem_id="about")
-        _on(adapter.change, lambda name: _plain(_told(conversation.about, name)), adapter, about, "about")
-        with gradio.Accordion(say("settings"), open=False, render=False) as drawer:  # drawn below the tabs
+        _on(adapter.change, lambda model: _plain(_told(conversation.about, model)), {"model": adapter}, about, "about")
+        # Drawn below the tabs. Open: Gradio gives the fields of a closed one their first values again, a moment after
+        # it is opened, and what a quick reader has typed by then is lost.
+        with gradio.Accordion(say("settings"), open=True, render=False) as drawer:
             settings = _settings(conversation)
         with gradio.Tab(say("chat")):
             _chat_tab(conversation, adapter, settings, examples, rows_of)
@@ -85,12 +90,15 @@ def build(conversation, title: str, examples: list[tuple[str, str]], rows_of: Ca
 
 def _settings(conversation) -> dict[str, gradio.components.Component]:
     fields = {}
-    for name, (low, high) in conversation.ranges.items():
-        value = conversation.defaults[name]
-        if name in STEPS:
-            fields[name] = gradio.Slider(low, high, value, step=STEPS[name], label=say(name))
-        else:
-            fields[name] = gradio.Number(value, label=say(name), precision=0, minimum=low, maximum=high)
+    names = list(conversation.ranges)
+    for row in (names[:3], names[3:]):
+        with gradio.Row():
+            for name in row:
+                (low, high), value = conversation.ranges[name], conversation.defaults[name]
+                if name in STEPS:
+                    fields[name] = gradio.Slider(low, high, value, step=STEPS[name], label=say(name))
+                else:
+                    fields[name] = gradio.Number(value, label=say(name), precision=0, minimum=low, maximum=high)
     return fields
 
 
@@ -98,7 +106,7 @@ def _chat_tab(conversation, adapter, settings: dict, examples, rows_of) -> None:
     turns = gradio.State([])
     shown = gradio.Chatbot(label=say("chat"), height=420, elem_id="chat", buttons=["copy"], allow_file_downloads=False)
     notice = gradio.Markdown(elem_id="notice")
-    message = gradio.Textbox(
+    field = gradio.Textbox(
         label=say("message"), placeholder=say("message_hint"), lines=1, max_lines=8, elem_id="message"
     )
     with gradio.Row():
@@ -111,43 +119,42 @@ def _chat_tab(conversation, adapter, settings: dict, examples, rows_of) -> None:
         download = gradio.Button(say("download"), elem_id="download", size="md", scale=2)
     file = gradio.Textbox(visible="hidden", elem_id="file")
     joined = [f"{text}\n{more}" if more else text for text, more in examples]
-    _examples([[text] for text in joined], [message])
+    _examples([[text] for text in joined], [field])
 
-    def answer(values: dict, text: object, before: Turns) -> Iterator[tuple]:
-        chosen = {name: values[field] for name, field in settings.items()}
-        for piece in _pieces(conversation, values[adapter], text, "", before, chosen):
-            now = [*before, [text, piece.text]]
-            yield {turns: now, shown: _messages(now), notice: piece.notice, message: ""}
+    def reply(message: object, history: Turns, model: object, **chosen) -> Iterator[dict]:
+        emptied = {field: ""}  # once: the reader may be typing the next message while the answer grows
+        for piece in _pieces(conversation, model, message, "", history, chosen):
+            now = [*history, [message, piece.text]]
+            yield {turns: now, shown: _messages(now), notice: piece.notice, **emptied}
+            emptied = {}
 
-    def reply(values: dict) -> Iterator[tuple]:
-        yield from answer(values, values[message], values[turns])
-
-    def again(values: dict) -> Iterator[tuple]:
-        if not values[turns]:
+    def again(history: Turns, seed: object, temperature: object, **more) -> Iterator[dict]:
+        if not history:
             raise _refusal("没有可重试的回答。There is no answer to retry.")
-        *before, (text, _) = values[turns]
-        seed = values[settings["seed"]]
-        if values[settings["temperature"]] and isinstance(seed, int):
+        *before, (text, _) = history
+        if temperature and isinstance(seed, int):
             seed = (seed + 1) % 2**32  # the same seed would draw the same answer
-        for update in answer({**values, settings["seed"]: seed}, text, before):
-            yield {**update, settings["seed"]: seed, message: gradio.skip()}
+        for update in reply(text, before, seed=seed, temperature=temperature, **more):
+            yield {**update, settings["seed"]: seed, field: gradio.skip()}
 
-    def back(before: Turns) -> tuple:
-        kept, last = before[:-1], before[-1:]
+    def back(history: Turns) -> tuple:
+        kept, last = history[:-1], history[-1:]
         return kept, _messages(kept), "", last[0][0] if last else gradio.skip()
 
-    inputs = {adapter, message, turns, *settings.values()}
-    outputs = [turns, shown, notice, message]
+    state = {"history": turns}
+    inputs = {**state, "model": adapter, **settings}
+    outputs = [turns, shown, notice, field]
     running = [
-        _on(send.click, reply, inputs, outputs, "chat", slow=True),
-        _on(message.submit, reply, inputs, outputs, None, slow=True),
+        _on(send.click, reply, {"message": field, **inputs}, outputs, "chat", slow=True),
+        _on(field.submit, reply, {"message": field, **inputs}, outputs, None, slow=True),
         _on(retry.click, again, inputs, [*outputs, settings["seed"]], "retry", slow=True),
     ]
     stop.click(None, cancels=running, api_visibility="private")
-    _on(undo.click, back, turns, outputs, "undo", cancels=running)
+    _on(undo.click, back, state, outputs, "undo", cancels=running)
     for listen, name in ((clear.click, "clear"), (shown.clear, None)):
-        _on(listen, lambda: ([], [], "", gradio.skip()), None, outputs, name, cancels=running)
-    _on(download.click, rows_of, turns, file, "rows").then(None, file, None, js=_SAVE, api_visibility="private")
+        _on(listen, lambda: ([], [], "", gradio.skip()), {}, outputs, name, cancels=running)
+    rows = _on(download.click, lambda history: rows_of(history), state, file, "rows")
+    rows.then(None, file, None, js=_SAVE, api_visibility="private")
 
 
 def _examples(examples: list[list[str]], fields: list) -> None:
@@ -159,30 +166,31 @@ def _instruction_tab(conversation, adapter, settings: dict, examples) -> None:
     with gradio.Row():
         with gradio.Column():
             instruction = gradio.Textbox(label=say("instruction"), lines=3, elem_id="instruction")
-            more = gradio.Textbox(label=say("input"), lines=3, elem_id="input")
+            more = gradio.Textbox("", label=say("input"), lines=3, elem_id="input")
             with gradio.Row():
                 stop = gradio.Button(say("stop"))
                 send = gradio.Button(say("send"), variant="primary", elem_id="ask")
         output = gradio.Textbox(label=say("answer"), lines=12, interactive=False, elem_id="answer")
     _examples([list(example) for example in examples], [instruction, more])
 
-    def answer(values: dict) -> Iterator[str]:
-        chosen = {name: values[field] for name, field in settings.items()}
-        for piece in _pieces(conversation, values[adapter], values[instruction], values[more], [], chosen):
+    def answer(instruction: object, input: object, model: object, **chosen) -> Iterator[str]:
+        for piece in _pieces(conversation, model, instruction, input, [], chosen):
             yield piece.text
 
-    running = _on(send.click, answer, {adapter, instruction, more, *settings.values()}, output, "answer", slow=True)
+    inputs = {"instruction": instruction, "input": more, "model": adapter, **settings}
+    running = _on(send.click, answer, inputs, output, "answer", slow=True)
     stop.click(None, cancels=[running], api_visibility="private")
 
 
-def _on(listen: Callable, work: Callable, inputs, outputs, api_name: str | None, slow: bool = False, **more):
-    """Bind an event. slow: it takes one of the places that answers share.
+def _on(listen: Callable, work: Callable, inputs: dict, outputs, api_name: str | None, slow: bool = False, **more):
+    """Bind an event: the fields of `inputs` become arguments of these names, for who calls by HTTP too. slow: it takes
+    one of the places that answers share.
 
     Values reach `work` as they came: a widget's own check of what is no value of it would end in a traceback.
     """
     limits = {"concurrency_id": "answers", "concurrency_limit": TOGETHER} if slow else {"queue": False}
     name = {"api_name": api_name} if api_name else {"api_visibility": "private"}
-    return listen(work, inputs, outputs, preprocess=False, **name, **limits, **more)
+    return listen(work, None, outputs, inputs_kwargs=inputs, preprocess=False, **name, **limits, **more)
 
 
 def _pieces(conversation, *request) -> Iterator:
@@ -221,19 +229,19 @@ def serve(
     server_port: int,
     share: bool,
     users: list[tuple[str, str]],
-    middleware: list,
+    in_front: dict[str, object],
 ) -> None:
     """Open the page and stay until the process ends. server_port 0: Gradio's usual 7860, or the next free one.
 
-    users: (name, password) of those who may log in, [] for no login; middleware: what stands in front of the page.
-    Raises OSError where the port is taken.
+    users: (name, password) of those who may log in, [] for no login; in_front: see utils.gate. Raises OSError where
+    the port is taken, KeyboardInterrupt, and SystemExit (128 + n) for a signal that asks for the end.
     """
     if users:
         where = "everybody with its address" if share else f"whoever reaches {server_name}"
         print(f"the page is open to {where}, behind a login of {len(users)} users")
     for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own page before it is ready: not by way of a proxy
         os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), "localhost", "127.0.0.1", server_name])
-    page.queue(max_size=WAITING, default_concurrency_limit=TOGETHER, api_open=True)
+    page.queue(max_size=WAITING, default_concurrency_limit=TOGETHER, api_open=False)  # nobody passes the queue by
     try:
         page.launch(
             server_name=f"[{server_name}]" if ":" in server_name else server_name,  # as in an address
@@ -241,7 +249,7 @@ def serve(
             share=share,
             auth=users or None,
             i18n=texts(),
-            app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
+            app_kwargs={**in_front, "docs_url": None, "redoc_url": None, "openapi_url": None},
             max_file_size="1kb",
             root_path="",
             allowed_paths=[],
@@ -254,8 +262,22 @@ def serve(
             run_history=False,
             footer_links=[],
             show_error=False,
+            quiet=True,  # it would advertise share=True
+            prevent_thread_lock=True,
         )
     except OSError as error:
         if error.errno is None:  # Gradio's own, when it has found no port
             raise OSError(errno.EADDRINUSE, "", f"port {server_port or '7860 and those behind it'}") from None
         raise
+    print(f"the page is at {page.local_url} (Ctrl-C ends it)", flush=True)
+    _stay(page)
+
+
+def _stay(page: gradio.Blocks) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)

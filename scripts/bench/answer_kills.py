@@ -29,7 +29,12 @@ ROOMS = ("adapters", "answers", "batch", "chat", "models", "tuned")
 WARM = get_context("forkserver")
 
 
-def main(base_model: str = "", output_dir: str = "answer-kills", kills: int = 50, seed: int = 0) -> None:
+def main(
+    base_model: str = "",  # a model folder, a tiny one
+    output_dir: str = "answer-kills",  # for the runs; emptied first
+    kills: int = 50,  # in all
+    seed: int = 0,  # of the moments
+) -> None:
     """Kill `kills` times, one to four times a run; exits with an error when a run ends otherwise."""
     folder = Path(output_dir).resolve()
     shutil.rmtree(folder, ignore_errors=True)

@@ -22,12 +22,13 @@ SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
 
 
 def main(
-    output_dir: str = "", hidden_size: int = 768, layers: int = 14, heads: int = 12, dtype: str = "float32"
+    output_dir: str = "",  # gets base/ and rows.json
+    hidden_size: int = 768,  # 768 in 14 layers are 99 million parameters, and 193 million in the embedding
+    layers: int = 14,  # of the model
+    heads: int = 12,  # of its attention
+    dtype: str = "float32",  # of its weights
 ) -> None:
-    """Write output_dir/base (weights drawn at random, a byte a token) and output_dir/rows.json.
-
-    hidden_size, layers: 768 and 14 are 99 million parameters, and 193 million in the embedding.
-    """
+    """Write output_dir/base (weights drawn at random, a byte a token) and output_dir/rows.json."""
     import torch
     from transformers import BloomConfig, BloomForCausalLM
 

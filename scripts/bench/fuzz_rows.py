@@ -228,7 +228,10 @@ def fuzz(files: int, first: int, folder: str) -> tuple[Counter, list[str]]:
     return counts, failures
 
 
-def main(files: int = 10_000, seed: int = 0) -> None:
+def main(
+    files: int = 10_000,  # how many
+    seed: int = 0,  # of their faults
+) -> None:
     """Fuzz so many files. Leaves with 1 after a failure; the files that failed are kept and named."""
     folder = tempfile.mkdtemp(prefix="fuzz-rows-")
     os.environ["DREAMERGPT_CACHE"] = f"{folder}/cache"

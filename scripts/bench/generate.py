@@ -23,13 +23,13 @@ Prompts = list[list[int]]
 
 
 def main(
-    base_model: str = "",
-    ways: tuple[str, ...] = ("ancestor", "greedy", "hf_stream", "ours", "stream", "beams"),
-    prompts: int = 64,
-    slow: int = 8,
-    new_tokens: int = 64,
-    batch_tokens: int = 16384,
-    dtype: str = "auto",
+    base_model: str = "",  # a model folder
+    ways: tuple[str, ...] = ("ancestor", "greedy", "hf_stream", "ours", "stream", "beams"),  # which of them
+    prompts: int = 64,  # so many of test_data's
+    slow: int = 8,  # so many for the ways of one prompt at a time
+    new_tokens: int = 64,  # of every answer
+    batch_tokens: int = 16384,  # generate.py's
+    dtype: str = "auto",  # generate.py's
     cpu_time: bool = False,
 ) -> None:
     """Time the ways one after another: ancestor, greedy (one at a time), ours, beams (ours with 4), int8 (ours with the
@@ -41,23 +41,23 @@ def main(
     """
     import torch
 
-    from utils import encode, generation, models, packing, rows
+    from utils import encode, generation, models, packing, rows, runtime
     from utils.prompter import Prompter
 
-    cpu = torch.device("cpu")
+    device = runtime.device()
     tokenizer = models.load_tokenizer(Path(base_model))
     found = [encode.prompt_ids(tokenizer, Prompter("alpaca"), row) for row in rows.read_prompts(TEST_DATA)][:prompts]
     tokenizer.eos_token = None
     few = sorted(found, key=len)[:: max(1, len(found) // slow)][:slow]
     counted = f"{len(found)} prompts of {sum(map(len, found)) / len(found):.0f} tokens, {new_tokens} new"
-    print(f"{counted}; {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    model = models.load_base(Path(base_model), False, False, dtype, cpu).eval()
+    print(f"{counted}; {torch.get_num_threads()} threads, {_name(device)}")
+    model = models.load_base(Path(base_model), False, False, dtype, device).eval()
     weights = sum(parameter.nbytes for parameter in model.parameters())
     assistant = generation.Assistant(model, tokenizer, Prompter("alpaca"), generation.Sampling())
     rate: dict[str, float] = {}
     for way in ways:
         if way == "int8":
-            model = models.load_base(Path(base_model), True, False, dtype, cpu).eval()
+            model = models.load_base(Path(base_model), True, False, dtype, device).eval()
             assistant = generation.Assistant(model, tokenizer, Prompter("alpaca"), generation.Sampling())
         if way in ("ours", "stream", "beams"):
             packing.pack(model)  # as generate.py does; what comes behind it has it too
@@ -91,7 +91,7 @@ def _way(
 def _plain(model, ids: Sequence[int], new: int, flags: dict) -> object:
     import torch
 
-    given = torch.tensor([ids])
+    given = torch.tensor([ids], device=model.device)
     with torch.inference_mode():
         return model.generate(
             input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=new,
@@ -113,15 +113,23 @@ def _stream(assistant, ids: list[int], new: int):
     return assistant._stream(ids, replace(assistant.sampling, max_new_tokens=new))
 
 
+def _name(device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+
+
 def _limit(weights: int, rate: float) -> None:
     """What the memory allows where every weight (bytes of all) is read once a token."""
     import torch
 
-    block = torch.ones(1 << 28)
-    block.sum()
+    from utils import runtime
+
+    block = torch.ones(1 << 28, device=runtime.device())
+    block.sum().item()
     begin = time.monotonic()
     for _ in range(4):
-        block.sum()
+        block.sum().item()  # waits for a GPU
     speed = 4 * block.nbytes / (time.monotonic() - begin)
     print(
         f"memory {speed / 1e9:.1f} GB/s, weights {weights / 1e6:.0f} MB: one stream can have {speed / weights:.0f} "

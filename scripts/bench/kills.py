@@ -291,11 +291,11 @@ def small_run(folder: Path, base_model: str) -> dict:
 
 
 def main(
-    base_model: str = "",
-    output_dir: str = "kills",
-    kills: int = 200,
+    base_model: str = "",  # a model folder, a tiny one
+    output_dir: str = "kills",  # for the runs
+    kills: int = 200,  # in all
     whole: float = 0.25,
-    seed: int = 0,
+    seed: int = 0,  # of the moments
     script: str = "finetune.py",
 ) -> None:
     """Kill `kills` times and report in which phase; exits with an error when a run ends with other bytes.

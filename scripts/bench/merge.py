@@ -40,7 +40,13 @@ PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out
 """
 
 
-def main(rounds: int = 3, layers: int = 22, hidden: int = 2048, rank: int = 8, folder: str = "") -> None:
+def main(
+    rounds: int = 3,  # of each way
+    layers: int = 22,  # of the model
+    hidden: int = 2048,  # its width
+    rank: int = 8,  # of the adapter
+    folder: str = "",
+) -> None:
     """Print a line a way: seconds (median of the rounds), memory, and how it compares with PEFT's.
 
     folder: where the models are built (a temporary folder by default).

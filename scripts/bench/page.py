@@ -22,11 +22,16 @@ from utils import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"temperature": 0, "top_p": 0.75, "top_k": 40, "num_beams": 1, "max_new_tokens": 16, "seed": 42}
-FULL = 503
+FULL = 429
 
 
 def main(
-    base_model: str = "", sessions: int = 64, turns: int = 20, leavers: int = 200, bodies: int = 2000, seed: int = 0
+    base_model: str = "",  # a model folder, a tiny one
+    sessions: int = 64,  # at once
+    turns: int = 20,  # of each session
+    leavers: int = 200,  # clients that close in the middle of an answer
+    bodies: int = 2000,  # requests that are none
+    seed: int = 0,  # of texts and moments
 ) -> None:
     """Start the page, load it, and stop it. Exits with an error where something is lost, crossed, stuck or down."""
     with socket.socket() as free:

@@ -50,7 +50,13 @@ print("train_runtime", trainer.train().metrics["train_runtime"])
 """
 
 
-def main(peer: str = "", python: str = "", base_model: str = "", data_path: str = "", settings: str = "{}") -> None:
+def main(
+    peer: str = "",  # trl or llamafactory
+    python: str = "",  # the interpreter of its environment
+    base_model: str = "",  # a model folder
+    data_path: str = "",  # a JSON array of rows
+    settings: str = "{}",
+) -> None:
     """Print rows, seconds, tokens, labels, peak of all rows of a JSON array but those of a first step, as JSON.
 
     settings: the values of train.py's SETTINGS, as JSON.

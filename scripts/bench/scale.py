@@ -26,7 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 CHARACTERS = "中国的首都是哪里把这句话译成英文我喜欢读书一加等于几写行打印你好睡不着怎么办对出下联春风秋月很谢"
 
 
-def main(base_model: str = "", sizes: tuple[str, ...] = ("1000", "100000"), steps: int = 120, batch: int = 16) -> None:
+def main(
+    base_model: str = "",  # a model folder, a tiny one
+    sizes: tuple[str, ...] = ("1000", "100000"),  # numbers of rows
+    steps: int = 120,  # of each run
+    batch: int = 16,  # rows a step
+) -> None:
     """Measure each number of rows, a first and a second run. Every step has `batch` rows of 10 to 120 characters."""
     with tempfile.TemporaryDirectory() as folder:
         for size in map(int, sizes):

@@ -13,6 +13,8 @@ multiplies in bfloat16. The ways:
     without-LEVER     finetune.py with one lever of its fast path off: packing, short, lora, loss, parts,
                       memory
     trl, llamafactory what peers.py says of them; each needs --peers NAME=PYTHON
+
+random_base.py makes a LLaMA of 7B or 13B for a GPU.
 """
 
 import json
@@ -25,12 +27,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from utils import cli
 
 ROOT = Path(__file__).resolve().parents[2]
+_CLOCK = [time.monotonic]
 PEERS = str(Path(__file__).with_name("peers.py"))
 SETTINGS = {
     "batch_size": 32, "micro_batch_size": 8, "num_epochs": 1, "learning_rate": 1e-4, "cutoff_len": 512,
@@ -39,23 +43,27 @@ SETTINGS = {
 
 
 def main(
-    base_model: str = "",
-    data_path: str = "",
-    ways: tuple[str, ...] = ("ancestor", "ancestor-grouped", "ours"),
-    rows: int = 96,
-    pairs: int = 3,
+    base_model: str = "",  # a model folder
+    data_path: str = "",  # a JSON array of rows
+    ways: tuple[str, ...] = ("ancestor", "ancestor-grouped", "ours"),  # in this order
+    rows: int = 96,  # so many of it
+    pairs: int = 3,  # runs of each way
     more: tuple[str, ...] = (),
+    cpu_time: bool = False,
     peers: tuple[str, ...] = (),
     one: str = "",
 ) -> None:
     """Run every way `pairs` times in turn, on the first `rows` rows of a JSON array.
 
     more: other flags of finetune.py (load_8bit=True,dtype=float32), for the ancestor's algorithm too where it has them.
+    cpu_time: count the seconds that the process worked, not those of the clock (OMP_NUM_THREADS=1): other work on the
+    machine then matters less. Not for the peers.
     peers: interpreters of the environments that hold the peers (trl=/tmp/trl/bin/python).
     one: only for the processes that this one starts.
     """
     given, pythons = (dict(pair.split("=", 1) for pair in chosen) for chosen in (more, peers))
     if one:
+        _CLOCK[:] = [time.process_time] if cpu_time else _CLOCK
         _run_one(one, base_model, data_path, given)
         return
     limit = _matmul_limit()
@@ -65,26 +73,31 @@ def main(
         chosen.write_text(json.dumps(json.loads(Path(data_path).read_text(encoding="utf-8"))[:rows]), encoding="utf-8")
         for pair in range(pairs):
             for way in ways:
-                found[way].append(_measure(way, base_model, chosen, more, pythons, Path(folder, f"{pair}-{way}")))
+                where = Path(folder, f"{pair}-{way}")
+                found[way].append(_measure(way, base_model, chosen, more, cpu_time, pythons, where))
                 print(pair, way, found[way][-1], flush=True)
     _report(found, limit, base_model)
 
 
 def _matmul_limit() -> float:
-    """FLOP/s of a large bfloat16 product."""
+    """FLOP/s of a large bfloat16 product, on the GPU where there is one."""
     import torch
 
-    one = torch.randn(2048, 2048).bfloat16()
+    size, device = (8192, "cuda") if torch.cuda.is_available() else (2048, "cpu")
+    one = torch.randn(size, size, device=device).bfloat16()
     best = float("inf")
     for _ in range(12):
         begin = time.perf_counter()
-        one @ one
+        (one @ one)[0, 0].item()  # waits for a GPU
         best = min(best, time.perf_counter() - begin)
-    return 2 * 2048**3 / best
+    return 2 * size**3 / best
 
 
-def _measure(way: str, base_model: str, data_path: Path, more: tuple[str, ...], peers: dict, out: Path) -> dict:
+def _measure(
+    way: str, base_model: str, data_path: Path, more: tuple[str, ...], cpu_time: bool, peers: dict, out: Path
+) -> dict:
     command = [sys.executable, __file__, "--one", way, *(["--more", ",".join(more)] if more else [])]
+    command += ["--cpu_time", str(cpu_time)]
     if way in peers:
         settings = json.dumps(SETTINGS)
         command = [sys.executable, PEERS, "--peer", way, "--python", peers[way], "--settings", settings]
@@ -101,15 +114,20 @@ def _run_one(way: str, base_model: str, data_path: str, given: dict) -> None:
         steps = _ancestor(base_model, data_path, given, way.endswith("grouped"))
     else:
         steps = _ours(way, base_model, data_path, given)
+    import torch
+
     peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
     counted = steps[1:]  # the first is warm-up
     print(json.dumps({name: sum(step[name] for step in counted) for name in counted[0]} | {"peak": peak}))
 
 
 def _ours(way: str, base_model: str, data_path: str, given: dict) -> list[dict]:
     """finetune.py itself; steps as its metrics.jsonl has them."""
-    from utils import fast
+    from utils import fast, hooks
 
+    hooks.time = SimpleNamespace(monotonic=_CLOCK[0])
     if way.startswith("without-"):
         _take_away(fast, way.removeprefix("without-"))
     elif way not in ("ours", "ours-plain"):
@@ -158,6 +176,7 @@ def _ancestor(base_model: str, data_path: str, given: dict, grouped: bool) -> li
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
 
+    from utils import runtime
     from utils.encode import IGNORED, encode_rows
     from utils.prompter import Prompter
 
@@ -169,7 +188,9 @@ def _ancestor(base_model: str, data_path: str, given: dict, grouped: bool) -> li
     asked = [bits[name] for name, value in given.items() if name in bits and value == "True"]
     quantisation = transformers.BitsAndBytesConfig(**asked[0]) if asked else None
     dtype = getattr(torch, given.get("dtype", "bfloat16"))
-    model = transformers.AutoModelForCausalLM.from_pretrained(base_model, dtype=dtype, quantization_config=quantisation)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        base_model, dtype=dtype, quantization_config=quantisation, device_map={"": runtime.device()}
+    )
     lora = LoraConfig(
         r=SETTINGS["lora_r"], lora_alpha=SETTINGS["lora_alpha"], lora_dropout=SETTINGS["lora_dropout"],
         target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM",
@@ -178,10 +199,10 @@ def _ancestor(base_model: str, data_path: str, given: dict, grouped: bool) -> li
 
     class Clock(transformers.TrainerCallback):
         def on_step_begin(self, *_, **__):
-            self.begin = time.monotonic()
+            self.begin = _CLOCK[0]()
 
         def on_step_end(self, *_, **__):
-            steps.append({"seconds": time.monotonic() - self.begin, "rows": 0, "tokens": 0, "labels": 0})
+            steps.append({"seconds": _CLOCK[0]() - self.begin, "rows": 0, "tokens": 0, "labels": 0})
 
     class Counting(transformers.DataCollatorForSeq2Seq):
         def __call__(self, features, return_tensors=None):
@@ -218,7 +239,7 @@ def _report(found: dict[str, list[dict]], limit: float, base_model: str) -> None
     config = json.loads(Path(base_model, "config.json").read_text(encoding="utf-8"))
     body, head = _multiplications(config)
     first = next(iter(found))
-    print(f"bfloat16 products: {limit / 1e12:.2f} TFLOP/s; ratios to {first}")
+    print(f"{_device()}, bfloat16 products {limit / 1e12:.2f} TFLOP/s; ratios to {first}")
     speeds = {way: [run["tokens"] / run["seconds"] for run in runs] for way, runs in found.items()}
     for way, runs in found.items():
         ratio = statistics.median(ours / theirs for ours, theirs in zip(speeds[way], speeds[first]))
@@ -228,6 +249,12 @@ def _report(found: dict[str, list[dict]], limit: float, base_model: str) -> None
             f"{statistics.median(speeds[way]):7.0f} tokens/s  {ratio:5.2f}x  "
             f"{statistics.median(run['peak'] for run in runs) / 1e9:5.2f} GB  {statistics.median(shares):5.1%} of it"
         )
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
 
 
 def _multiplications(config: dict) -> tuple[int, int]:

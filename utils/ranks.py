@@ -1,0 +1,58 @@
+"""Which of a launcher's processes this is (torchrun, accelerate launch). The only reader of the launcher's variables.
+
+Standard library only: the command line asks it before anything heavy is imported.
+"""
+
+import os
+from functools import cache
+
+_LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+_have_met = False
+
+
+def rank() -> int:
+    """Index of this process among all of the launcher's; 0 when there is one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Index of this process among those of this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of the launcher's processes; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_size() -> int:
+    """Number of them on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+@cache
+def shards_base() -> bool:
+    """Whether the launcher's configuration says FSDP (see utils.sharding), which accelerate is not to hear of."""
+    return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return rank() == 0
+
+
+def meet() -> None:
+    """Note that the processes have met: from here on each may fail for a reason of its own."""
+    global _have_met
+    _have_met = True
+
+
+def speaks() -> bool:
+    """Whether this process tells why it ends. Before they have met, all of a machine end for the same reason, and its
+    first one tells it."""
+    return is_first() or _have_met or local_rank() == 0
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error says that another process of the run is gone: only its sentence tells."""
+    return world_size() > 1 and any(word in str(error) for word in _LOST)
