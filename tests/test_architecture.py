@@ -47,7 +47,7 @@ TABLE = {
     "ranks": ("", ""),
     "runtime": ("ranks", "accelerate psutil torch"),
     "models": ("fast ranks runtime sharding vocabulary weights", "torch transformers peft bitsandbytes"),
-    "weights": ("", "huggingface_hub numpy torch safetensors"),
+    "weights": ("", "huggingface_hub torch safetensors"),
     "lora": ("weights", "torch"),
     "adapters": ("record checkpoint lora weights", "torch peft transformers"),
     "checkpoint": ("record", ""),

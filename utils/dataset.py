@@ -53,9 +53,9 @@ def load_rows(data_path: str, data_mix: Sequence[str] = (), seed: int = 0) -> tu
     for number, name in enumerate(data_names(data_path)):
         origin, read = _from_file(name) if Path(name).is_file() else _from_hub(name)
         table = _checked(name, origin["sha256"], read)
-        column = numpy.full(len(table), number, numpy.int16)
+        numbers: numpy.ndarray = numpy.full(len(table), number, numpy.int16)
         fingerprint = cache.digest(rows=table._fingerprint, file=number)
-        tables.append(table.add_column("file", column, new_fingerprint=fingerprint))
+        tables.append(table.add_column("file", numbers, new_fingerprint=fingerprint))
         origins.append({**origin, "rows": len(table)})
     if data_mix:
         shares = [float(share) for share in data_mix]

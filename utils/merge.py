@@ -7,7 +7,7 @@ order of operations. What is to be merged is utils.planning's concern.
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,7 +71,8 @@ def write(plan: Plan, target: Path) -> dict:
     writer, scratch = weights.ShardWriter(target, plan.layout), Scratch()
     proofs: dict[str, dict] = {}
     seconds = dict.fromkeys(("arithmetic", "writing", "waiting_for_the_proof"), 0.0)
-    peak, pending = 0, None
+    peak = 0
+    pending: dict[str, Future[dict]] = {}
     with _one_processor_less(), ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         read = weights.read_base(plan.base)
         for name, weight in tqdm(read, "merging", len(plan.layout), unit="tensor", disable=None):
@@ -84,14 +85,12 @@ def write(plan: Plan, target: Path) -> dict:
             place = writer.write(name, result)
             peak = max(peak, _anonymous_bytes())
             marks.append(time.perf_counter())
-            if pending:
-                proofs[pending[0]] = pending[1].result()
-            pending = name, pool.submit(proof.prove, name, weight, change, result, place)
+            proofs |= {earlier: future.result() for earlier, future in pending.items()}
+            pending = {name: pool.submit(proof.prove, name, weight, change, result, place)}
             marks.append(time.perf_counter())
             for key, before, after in zip(seconds, marks, marks[1:]):
                 seconds[key] += after - before
-        if pending:
-            proofs[pending[0]] = pending[1].result()
+        proofs |= {earlier: future.result() for earlier, future in pending.items()}
     writer.close()
     _copy_small_files(plan, target)
     if _kinds(weights.layout(target)) != _kinds(plan.layout):

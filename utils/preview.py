@@ -86,7 +86,7 @@ def show_run(flags: Mapping[str, Any], encoded: datasets.Dataset, steps: object,
 def _texts(rows: datasets.Dataset, names: list[str]) -> Iterator[str]:
     """Lines about the texts: repeated rows, evaluation prompts among them, garbled and empty-looking ones."""
     evaluated = _evaluation_prompts()
-    keys = numpy.empty(len(rows), numpy.uint64)
+    keys: numpy.ndarray = numpy.empty(len(rows), numpy.uint64)
     garbled, silent, known = [], [], {}
     bar = tqdm(_each(rows), total=len(rows), desc="looking", unit="row", leave=False, disable=None)
     for index, row in enumerate(bar):

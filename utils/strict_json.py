@@ -10,14 +10,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from utils.errors import DataFault
 
 _SUSPECT = re.compile(r"\\u(?:d[89a-f]|0000)", re.IGNORECASE)
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 _HALF = re.compile("[\ud800-\udfff]")
-_BLANKS = re.compile(r"[ \t\r\n]*")
+_BLANKS: Any = re.compile(r"[ \t\r\n]*")  # matches anywhere
 _BLANK_BYTES = b" \t\r\n"
 _BLOCK = 1 << 20  # bytes of an array read at a time
 _SEAM = 32  # characters at the end of what is read: whether they are wrong is known when more is read
@@ -142,8 +142,8 @@ class _Window:
     """
 
     def __init__(self, path: Path, text: str, line: int, position: int = 0, file: BinaryIO | None = None):
-        self.path, self.text, self.line, self.file = path, text, line, file
-        self.position = position
+        self.path, self.text, self.line, self.position = path, text, line, position
+        self.file: Any = file  # None at its end
         self._line_start = 0  # where the line begins in `text`; negative when that is forgotten
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
 

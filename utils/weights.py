@@ -11,7 +11,6 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
@@ -185,9 +184,9 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def read_back(path: Path, offset: int, size: int) -> Iterator[numpy.ndarray]:
+def read_back(path: Path, offset: int, size: int) -> Iterator[memoryview]:
     """What lies on the disk from `offset` on, uint8, piece by piece: each is valid until the next is asked for."""
-    buffer = numpy.empty(CHUNK, numpy.uint8)
+    buffer = memoryview(bytearray(min(CHUNK, size)))
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         for start in range(0, size, CHUNK):

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -142,8 +143,8 @@ def _read_members(source: Path) -> Iterator[Raw]:
     Raises DataFault for an archive that is cut or none at all, one without members, and a member that is a link, is
     no file, or whose path leads out of the archive: such an archive is not the published one.
     """
-    with open(source, "rb") as file:
-        refuse_other_forms(source, file.read(4096))
+    with open(source, "rb") as head:
+        refuse_other_forms(source, head.read(4096))
     empty = True
     try:
         with gzip.open(source) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
