@@ -178,19 +178,20 @@ def _instruction_tab(conversation, adapter, settings: dict, examples) -> None:
             yield piece.text
 
     inputs = {"instruction": instruction, "input": more, "model": adapter, **settings}
-    running = _on(send.click, answer, inputs, output, "answer", slow=True)
+    running = _on(send.click, answer, inputs, output, "answer", slow=True, show_progress="full")
     stop.click(None, cancels=[running], api_visibility="private")
 
 
 def _on(listen: Callable, work: Callable, inputs: dict, outputs, api_name: str | None, slow: bool = False, **more):
     """Bind an event: the fields of `inputs` become arguments of these names, for who calls by HTTP too. slow: it takes
-    one of the places that answers share.
+    one of the places that answers share. Gradio's own signs of progress and error would cover the conversation.
 
     Values reach `work` as they came: a widget's own check of what is no value of it would end in a traceback.
     """
     limits = {"concurrency_id": "answers", "concurrency_limit": TOGETHER} if slow else {"queue": False}
     name = {"api_name": api_name} if api_name else {"api_visibility": "private"}
-    return listen(work, None, outputs, inputs_kwargs=inputs, preprocess=False, **name, **limits, **more)
+    kept = {"preprocess": False, "show_progress": "hidden", **more}
+    return listen(work, None, outputs, inputs_kwargs=inputs, **name, **limits, **kept)
 
 
 def _pieces(conversation, *request) -> Iterator:
@@ -209,7 +210,7 @@ def _told(function: Callable, *values) -> str:
 
 
 def _refusal(line: str) -> gradio.Error:
-    return gradio.Error(line, print_exception=False, duration=20)
+    return gradio.Error(line, title="错误 Error", print_exception=False, duration=20)
 
 
 def _messages(turns: Turns) -> list[dict]:
