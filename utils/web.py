@@ -271,14 +271,12 @@ def serve(
             raise OSError(errno.EADDRINUSE, "", f"port {server_port or '7860 and those behind it'}") from None
         raise
     print(f"the page is at {page.local_url} (Ctrl-C ends it)", flush=True)
-    _stay(page)
+    _stay()
 
 
-def _stay(page: gradio.Blocks) -> None:
+def _stay() -> None:
+    """Until a signal: Ctrl-C, and those that ask for the end. Gradio's own end would wait for whoever is connected."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
             signal.signal(number, lambda number, _: sys.exit(128 + number))
-    try:
-        threading.Event().wait()
-    finally:
-        page.close(verbose=False)
+    threading.Event().wait()
