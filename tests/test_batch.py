@@ -120,8 +120,11 @@ def test_batches_are_as_large_as_their_tokens_allow_and_the_longest_go_first():
     assert batch.plan(prompts, 10, 1) == [[1], [3], [5], [2], [4], [0]]
 
 
-def test_the_answers_do_not_depend_on_the_batches(stage, undisturbed, tmp_path):
+def test_the_answers_do_not_depend_on_the_batches(stage, undisturbed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(batch, "EVERY", 0)  # a log in place of a bar
     generate.main(**flags(stage, tmp_path, batch_tokens=1))
+    told = re.findall(r"^(\d+) of 18 answered, \d+ tokens/s, \d+ minutes left$", capsys.readouterr().out, re.M)
+    assert told == [str(number) for number in range(1, 19)]
     assert result(tmp_path) == undisturbed
     assert {row["finish_reason"] for row in undisturbed} == {"stop", "length"}
 

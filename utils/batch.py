@@ -4,6 +4,7 @@ The batches are cut from all prompts, answered or not: a run that goes on answer
 answers of a run that nobody disturbed, in bfloat16 too.
 """
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,8 @@ from utils.generation import Assistant
 from utils.prompter import Prompter
 from utils.record import warn
 from utils.rows import Row, unread_keys
+
+EVERY = 60  # seconds between two lines of progress, where there is no screen for a bar
 
 
 def encode_all(
@@ -56,8 +59,9 @@ def answer_all(target: Target, prompts: Sequence[list[int]], assistant: Assistan
     most = min(sampling.max_new_tokens, assistant.context)
     batches = plan(prompts, most, batch_tokens // sampling.num_beams)
     batches = [[index for index in batch if index not in target.done] for batch in batches]
-    tokens = 0
-    with tqdm(total=len(prompts), initial=len(target.done), desc="answering", unit="prompt", disable=None) as bar:
+    tokens, before = 0, len(target.done)
+    begin = told = time.monotonic()
+    with tqdm(total=len(prompts), initial=before, desc="answering", unit="prompt", disable=None) as bar:
         waiting = [batch for batch in batches if batch]
         while waiting:
             batches, waiting = waiting[: ranks.world_size()], waiting[ranks.world_size() :]
@@ -68,7 +72,12 @@ def answer_all(target: Target, prompts: Sequence[list[int]], assistant: Assistan
                 target.add(answers)
             tokens += sum(answer["tokens"] for answer in answers.values())
             bar.update(len(answers))
-            bar.set_postfix(tokens_per_s=f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f}")
+            now, done = time.monotonic(), len(target.done)
+            speed = f"{tokens / (now - begin):.0f}"
+            bar.set_postfix(tokens_per_s=speed)
+            if bar.disable and done > before and now - told >= EVERY:  # a log
+                told, minutes = now, (len(prompts) - done) * (now - begin) / (done - before) / 60
+                print(f"{done} of {len(prompts)} answered, {speed} tokens/s, {minutes:.0f} minutes left", flush=True)
             if failed := [batch for batch, result in zip(batches, results) if result is None]:
                 least = min(map(len, failed))
                 half = (least + 1) // 2

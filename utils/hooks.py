@@ -154,9 +154,7 @@ class Bar(ProgressCallback):
         self.current_step = state.global_step
         self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=None)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """The line in a log."""
         if self.training_bar is not None and self.training_bar.disable:
             speed = f"tokens_per_s={self._speed():.0f}"

@@ -81,9 +81,7 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(
-    folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device: torch.device
-) -> PreTrainedModel:
+def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device: torch.device) -> PreTrainedModel:
     """The base model for training or answers, every weight accounted for.
 
     Unquantised it keeps its dtype (see runtime.compute_dtype). Raises ModelFault for missing, unexpected or unreadable

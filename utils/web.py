@@ -204,7 +204,7 @@ def _instruction_tab(
             yield piece.text
 
     inputs = {"instruction": instruction, "input": more, "model": adapter, **settings}
-    running = _on(send.click, answer, inputs, output, "answer", slow=True)
+    running = _on(send.click, answer, inputs, output, "answer", slow=True, show_progress="full")
     stop.click(None, cancels=[running], api_visibility="private")
 
 
@@ -218,13 +218,14 @@ def _on(
     **more: object,
 ) -> gradio.events.Dependency:
     """Bind an event: the fields of `inputs` become arguments of these names, for who calls by HTTP too. slow: it takes
-    one of the places that answers share.
+    one of the places that answers share. Gradio's own signs of progress and error would cover the conversation.
 
     Values reach `work` as they came: a widget's own check of what is no value of it would end in a traceback.
     """
     limits = {"concurrency_id": "answers", "concurrency_limit": TOGETHER} if slow else {"queue": False}
     name = {"api_name": api_name} if api_name else {"api_visibility": "private"}
-    return listen(work, None, outputs, inputs_kwargs=inputs, preprocess=False, **name, **limits, **more)
+    kept = {"preprocess": False, "show_progress": "hidden", **more}
+    return listen(work, None, outputs, inputs_kwargs=inputs, **name, **limits, **kept)
 
 
 def _pieces(conversation: Conversation, *request: Any) -> Iterator:
@@ -243,7 +244,7 @@ def _told(function: Callable[..., str], *values: object) -> str:
 
 
 def _refusal(line: str) -> gradio.Error:
-    return gradio.Error(line, print_exception=False, duration=20)
+    return gradio.Error(line, title="错误 Error", print_exception=False, duration=20)
 
 
 def _messages(turns: Turns) -> list[dict]:
@@ -304,14 +305,12 @@ def serve(
             raise OSError(errno.EADDRINUSE, "", f"port {server_port or '7860 and those behind it'}") from None
         raise
     print(f"the page is at {page.local_url} (Ctrl-C ends it)", flush=True)
-    _stay(page)
+    _stay()
 
 
-def _stay(page: gradio.Blocks) -> None:
+def _stay() -> None:
+    """Until a signal: Ctrl-C, and those that ask for the end. Gradio's own end would wait for whoever is connected."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
             signal.signal(number, lambda number, _: sys.exit(128 + number))
-    try:
-        threading.Event().wait()
-    finally:
-        page.close(verbose=False)
+    threading.Event().wait()

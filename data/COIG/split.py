@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
