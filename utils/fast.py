@@ -202,7 +202,7 @@ class _LoraProduct(torch.autograd.Function):
 
 def summed_loss(hidden: torch.Tensor, head: nn.Linear, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy summed over tokens. hidden (tokens, size), targets (tokens,); the head is frozen."""
-    if len(hidden) and _offers(hidden.device, "liger_kernel"):
+    if len(targets) and _offers(hidden.device, "liger_kernel"):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
         return LigerFusedLinearCrossEntropyLoss(reduction="sum")(head.weight, hidden, targets, head.bias)
