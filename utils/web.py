@@ -235,11 +235,8 @@ def serve(
     """Open the page and stay until the process ends. server_port 0: Gradio's usual 7860, or the next free one.
 
     users: (name, password) of those who may log in, [] for no login; in_front: see utils.gate. Raises OSError where
-    the port is taken, KeyboardInterrupt, and SystemExit (128 + n) for a signal that asks for the end.
+    the port is taken, KeyboardInterrupt, and on a shared page SystemExit (128 + n) for a signal that asks for the end.
     """
-    if users:
-        where = "everybody with its address" if share else f"whoever reaches {server_name}"
-        print(f"the page is open to {where}, behind a login of {len(users)} users")
     for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own page before it is ready: not by way of a proxy
         os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), "localhost", "127.0.0.1", server_name])
     page.queue(max_size=WAITING, default_concurrency_limit=TOGETHER, api_open=False)  # nobody passes the queue by
@@ -270,13 +267,16 @@ def serve(
         if error.errno is None:  # Gradio's own, when it has found no port
             raise OSError(errno.EADDRINUSE, "", f"port {server_port or '7860 and those behind it'}") from None
         raise
+    if users:
+        where = "everybody with its address" if page.share_url else f"whoever reaches {server_name}"
+        print(f"the page is open to {where}, behind a login of {len(users)} users")
     print(f"the page is at {page.local_url} (Ctrl-C ends it)", flush=True)
-    _stay()
+    _stay(page)
 
 
-def _stay() -> None:
-    """Until a signal: Ctrl-C, and those that ask for the end. Gradio's own end would wait for whoever is connected."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+def _stay(page: gradio.Blocks) -> None:
+    """Until a signal. The tunnel of a shared page is a process of its own, which ends when Python ends in order."""
+    if page.share_url:
+        for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     threading.Event().wait()
