@@ -105,7 +105,7 @@ def _settings(conversation) -> dict[str, gradio.components.Component]:
 def _chat_tab(conversation, adapter, settings: dict, examples, rows_of) -> None:
     turns = gradio.State([])
     shown = gradio.Chatbot(label=say("chat"), height=420, elem_id="chat", buttons=["copy"], allow_file_downloads=False)
-    notice = gradio.Markdown(elem_id="notice")
+    notice = gradio.Markdown(elem_id="notice", min_height=48)  # progress and errors too: they would cover the chat
     field = gradio.Textbox(
         label=say("message"), placeholder=say("message_hint"), lines=1, max_lines=8, elem_id="message"
     )
@@ -144,10 +144,11 @@ def _chat_tab(conversation, adapter, settings: dict, examples, rows_of) -> None:
     state = {"history": turns}
     inputs = {**state, "model": adapter, **settings}
     outputs = [turns, shown, notice, field]
+    kind = {"slow": True, "show_progress_on": notice}
     running = [
-        _on(send.click, reply, {"message": field, **inputs}, outputs, "chat", slow=True),
-        _on(field.submit, reply, {"message": field, **inputs}, outputs, None, slow=True),
-        _on(retry.click, again, inputs, [*outputs, settings["seed"]], "retry", slow=True),
+        _on(send.click, reply, {"message": field, **inputs}, outputs, "chat", **kind),
+        _on(field.submit, reply, {"message": field, **inputs}, outputs, None, **kind),
+        _on(retry.click, again, inputs, [*outputs, settings["seed"]], "retry", **kind),
     ]
     stop.click(None, cancels=running, api_visibility="private")
     _on(undo.click, back, state, outputs, "undo", cancels=running)
@@ -178,20 +179,20 @@ def _instruction_tab(conversation, adapter, settings: dict, examples) -> None:
             yield piece.text
 
     inputs = {"instruction": instruction, "input": more, "model": adapter, **settings}
-    running = _on(send.click, answer, inputs, output, "answer", slow=True, show_progress="full")
+    running = _on(send.click, answer, inputs, output, "answer", slow=True)
     stop.click(None, cancels=[running], api_visibility="private")
 
 
 def _on(listen: Callable, work: Callable, inputs: dict, outputs, api_name: str | None, slow: bool = False, **more):
     """Bind an event: the fields of `inputs` become arguments of these names, for who calls by HTTP too. slow: it takes
-    one of the places that answers share. Gradio's own signs of progress and error would cover the conversation.
+    one of the places that answers share.
 
     Values reach `work` as they came: a widget's own check of what is no value of it would end in a traceback.
     """
     limits = {"concurrency_id": "answers", "concurrency_limit": TOGETHER} if slow else {"queue": False}
     name = {"api_name": api_name} if api_name else {"api_visibility": "private"}
-    kept = {"preprocess": False, "show_progress": "hidden", **more}
-    return listen(work, None, outputs, inputs_kwargs=inputs, **name, **limits, **kept)
+    limits |= {"preprocess": False, "show_progress": "full" if slow else "hidden"}
+    return listen(work, None, outputs, inputs_kwargs=inputs, **name, **limits, **more)
 
 
 def _pieces(conversation, *request) -> Iterator:
@@ -210,7 +211,7 @@ def _told(function: Callable, *values) -> str:
 
 
 def _refusal(line: str) -> gradio.Error:
-    return gradio.Error(line, title="错误 Error", print_exception=False, duration=20)
+    return gradio.Error(line, print_exception=False, duration=20)
 
 
 def _messages(turns: Turns) -> list[dict]:
