@@ -7,6 +7,14 @@ import os
 from functools import cache
 
 _LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+# What accelerate's configuration may ask for and is not taken from there: variable, its name in the file.
+_UNTAKEN = {
+    "ACCELERATE_MIXED_PRECISION": "mixed_precision",
+    "ACCELERATE_DYNAMO_BACKEND": "dynamo_backend",
+    "ACCELERATE_USE_DEEPSPEED": "deepspeed",
+    "ACCELERATE_USE_MEGATRON_LM": "megatron_lm",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config",
+}
 _have_met = False
 
 
@@ -34,6 +42,12 @@ def local_size() -> int:
 def shards_base() -> bool:
     """Whether the launcher's configuration says FSDP (see utils.sharding), which accelerate is not to hear of."""
     return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def untaken() -> list[str]:
+    """What the launcher's configuration asks for that would change the arithmetic past our flags, as "name: value"."""
+    asked = {name: os.environ.get(variable, "no") for variable, name in _UNTAKEN.items()}
+    return [f"{name}: {value}" for name, value in asked.items() if value.lower() not in ("", "no", "false")]
 
 
 def is_first() -> bool:
