@@ -73,11 +73,9 @@ def run(
         where = f": {error.filename}" if error.filename else ""
         _leave(f"{script}: {_error()}: {os.strerror(error.errno)}{where}", 5, debug)
     except RuntimeError as error:
-        if not ranks.is_loss(error):
+        if (why := ranks.loss(error)) is None:
             raise
-        cause = (str(error).strip().splitlines() or [""])[0]
-        why = f"another process of this run is gone or not to be reached ({cause}); the same command goes on"
-        _leave(f"{script}: {_error()}: {why}", EnvironmentFault.exit_code, debug)
+        _leave(f"{script}: {_error()}: {why}; the same command goes on", EnvironmentFault.exit_code, debug)
 
 
 _ENVIRONMENT = {
