@@ -37,7 +37,7 @@ def main(
 
     # --- What is merged with what, and whether that is done already ---
     base_folder = hub.local_folder(base_model, "base_model")
-    folders = [hub.local_folder(name, "lora_model") for name in checks.adapter_names(lora_model)]
+    folders = [hub.local_folder(name, "lora_model") for name in hub.adapter_names(lora_model)]
     hashes = [files.sha256_file(weights.adapter_file(folder)) for folder in folders]
     base = record.describe_base(base_model, base_folder)
     run = record.describe_merge(base, list(zip(folders, hashes, strict=True)), dtype, output_dir)

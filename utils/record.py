@@ -112,7 +112,14 @@ def refuse_changed_data(run: dict) -> None:
     for item in run["data"]:
         path = Path(item["path"])
         if path.is_file() and (now := sha256_file(path)) != item["sha256"]:
-            raise ModelFault(f"{path} was changed during the run: {_short(item['sha256'])} -> {_short(now)}")
+            raise ModelFault(f"{path} was changed during the run: {short(item['sha256'])} -> {short(now)}")
+
+
+def home(folder: Path) -> Path:
+    """The folder of the run that wrote this one: that of a checkpoint (there still or not) is the one it lies in."""
+    path = folder.resolve()
+    is_checkpoint = path.name.startswith("checkpoint-") or (path / "trainer_state.json").exists()
+    return path.parent if is_checkpoint and not (path / NAME).exists() else folder
 
 
 def now() -> str:
@@ -138,7 +145,7 @@ def describe_merge(base: dict, adapters: list[tuple[Path, str]], dtype: str, out
     """The record of merged weights: base, adapters (folder, SHA-256 of its weights) in order, and the template of the
     last one that has any. "merged": the hashes of all adapters inside, the base's own included; "parent": the last."""
     described = [_describe_adapter(folder, sha256) for folder, sha256 in adapters]
-    templates = [(read(folder) or {}).get("template") for folder, _ in reversed(adapters)]
+    templates = [(read(home(folder)) or {}).get("template") for folder, _ in reversed(adapters)]
     return {
         "kind": "merge",
         "status": "complete",
@@ -155,11 +162,9 @@ def describe_merge(base: dict, adapters: list[tuple[Path, str]], dtype: str, out
 
 
 def _describe_adapter(folder: Path, sha256: str) -> dict:
-    run = read(folder) or {}
-    base, continues, earlier = _get(run, "base", "fingerprint"), [], run
-    while (parent := earlier.get("parent")) and parent["sha256"] not in continues:
-        continues.append(parent["sha256"])
-        earlier = read(Path(parent["path"])) or {}
+    base = _get(read(home(folder)) or {}, "base", "fingerprint")
+    starts = [stage["run"].get("parent") for stage in lineage({"path": str(folder)})]
+    continues = [start["sha256"] for start in starts if start]
     return {"path": str(folder.resolve()), "sha256": sha256, "base": base, "continues": continues}
 
 
@@ -210,8 +215,7 @@ def lineage(parent: dict | None) -> list[dict]:
     """
     stages: list[dict] = []
     while parent is not None:
-        folder = Path(parent["path"])
-        folder = folder if (folder / NAME).exists() or not (folder.parent / NAME).exists() else folder.parent
+        folder = home(Path(parent["path"]))
         run = read(folder)
         if run is None or any(stage["folder"] == str(folder) for stage in stages):
             break
@@ -240,7 +244,7 @@ def changed_template(run: dict) -> str | None:
     are recorded). Raises ArgumentFault for a template that is gone."""
     then = run.get("template") or {}
     now = Prompter(then["name"]).sha256 if then.get("sha256") else None
-    return None if now == then.get("sha256") else f"template {then['name']}: {_short(then['sha256'])} -> {_short(now)}"
+    return None if now == then.get("sha256") else f"template {then['name']}: {short(then['sha256'])} -> {short(now)}"
 
 
 def template_of(folder: Path, asked: str) -> str:
@@ -248,7 +252,7 @@ def template_of(folder: Path, asked: str) -> str:
 
     One warning line where they disagree, or where nothing is recorded.
     """
-    run = read(folder) or {}
+    run = read(home(folder)) or {}
     recorded = (run.get("template") or {}).get("name")
     if not recorded and not asked:
         what = "names no template in its run.json" if run else "has no run.json"
@@ -263,7 +267,7 @@ def template_of(folder: Path, asked: str) -> str:
 
 def check_base(adapter: Path | None, base: dict) -> None:
     """Warn when the adapter's run.json names another base than this one."""
-    trained_on = ((read(adapter) or {}).get("base") if adapter else None) or base
+    trained_on = ((read(home(adapter)) or {}).get("base") if adapter else None) or base
     if trained_on["fingerprint"] != base["fingerprint"]:
         warn(f"{adapter} was trained on {trained_on['name']}, whose files differ from those of {base['name']}")
 
@@ -284,14 +288,19 @@ def differences(old: dict, new: dict) -> list[str]:
     ]
     settings = BEFORE | (old.get("settings") or {})
     pairs += [(f"--{key}", settings.get(key), new["settings"][key]) for key in MATHEMATICAL]
-    return [f"{name}: {_short(before)} -> {_short(after)}" for name, before, after in pairs if before != after]
+    return [f"{name}: {short(before)} -> {short(after)}" for name, before, after in pairs if before != after]
 
 
 def _get(run: dict, part: str, key: str) -> object:
     return (run.get(part) or {}).get(key)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value as one shows it beside another: of a hash its first 12 digits."""
+    if isinstance(value, dict):
+        return " ".join(map(short, value.values()))
     if isinstance(value, list):
-        return "[" + ",".join(map(_short, value)) + "]"
+        return "[" + ",".join(map(short, value)) + "]"
+    if value == "":
+        return '""'
     return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
