@@ -1,4 +1,4 @@
-"""The house of design.md, held by reading the imports: which room may use which, and how large a room may grow.
+"""The house, held by reading the imports: which room may use which, and how large a room may grow.
 
     python -m pytest tests/test_architecture.py
 
@@ -184,7 +184,7 @@ def test_the_table_has_no_room_that_is_gone():
 
 def test_the_librarys_page_says_what_each_room_builds_on():
     page = (ROOT / "utils/README.md").read_text(encoding="utf-8")
-    said = {room: text for room, text in re.findall(r"^\| `(\w+)\.py` \| .* \| ([^|]*) \|$", page, re.MULTILINE)}
+    said = dict(re.findall(r"^\| `(\w+)\.py` \| .* \| ([^|]*) \|$", page, re.MULTILINE))
     for room, (named_rooms, named_libraries) in TABLE.items():
         builds_on = sorted(named_rooms.split()) + sorted(named_libraries.split())
         assert said[room] == (", ".join(builds_on) or "–"), room

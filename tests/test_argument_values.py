@@ -1,4 +1,4 @@
-"""Values of flags (faults.md, section B): what cannot be is refused with what can."""
+"""Values of flags: what cannot be is refused with what can."""
 
 import re
 import socket
