@@ -34,10 +34,10 @@ def describe_parent(path: str, output_dir: str) -> dict | None:
         if own is not None:
             print(f"{path} is a checkpoint of this very run: going on from its newest one")
             return own.get("parent")
-    is_checkpoint = (folder / "trainer_state.json").exists()
+    home = record.home(folder)
+    is_checkpoint = home != folder
     if is_checkpoint:
         print(f"{path} is a checkpoint of another run: its weights start this one, its step and optimizer do not")
-    home = record.home(folder)
     run = record.read(home) or {}
     if not is_checkpoint and run.get("status", "complete") != "complete":
         advice = "run its command again first, or give one of its checkpoint-… folders"

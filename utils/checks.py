@@ -197,11 +197,10 @@ def _data(data_path: str, data_mix: tuple[str, ...]) -> list[str]:
 def _data_name(name: str) -> list[str]:
     if not name:
         return ["--data_path: a name is missing beside a comma"]
-    is_named_so = Path(name).suffix in (".json", ".jsonl")
     if os.path.exists(name):
-        is_one = is_named_so and os.path.isfile(name)
+        is_one = os.path.isfile(name) and Path(name).suffix in (".json", ".jsonl")
         return [] if is_one else [f"--data_path: {name} is neither a .json nor a .jsonl file"]
-    return [] if is_hub_name(name) and not is_named_so else [f"--data_path: {name} does not exist"]
+    return [] if is_hub_name(name) else [f"--data_path: {name} does not exist"]
 
 
 def _precision(flags: Mapping[str, Any]) -> list[str]:

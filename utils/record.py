@@ -1,9 +1,10 @@
 """run.json: what made this output. Identity decides whether a command continues a run or would start another.
 
-Keys: kind, status ("running" | "complete"), folder, base, parent, processes, data, template, settings, versions,
-started; at the end finished, files, tokens, losses, speed. Written beside the adapter, read by later stages,
-generate.py and merge_lora.py. Paths are absolute; "folder" is where the output lay, so that what lay beside it is found
-after a move.
+Keys: kind ("finetune" | "merge"), status ("running" | "complete"), folder, base, parent, template, versions. Of a
+training run also processes, data, settings, started, rows, micro_batch_sizes; at the end finished, steps, losses,
+tokens, speed, files, held_out. Of a merge: adapters, merged, dtype, finished. Written beside the weights, read by later
+stages, generate.py and merge_lora.py. Paths are absolute; "folder" is where the output lay, so that what lay beside it
+is found after a move.
 """
 
 import json
