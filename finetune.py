@@ -95,6 +95,7 @@ def train(
     run = record.describe("finetune", flags, base, parent, origins, prompter)
     needed = checkpoint.needed_bytes(adapters.bytes_of(empty))
     device = runtime.join()
+    runtime.of_first(record.refuse_unlike, runtime.gathered(run))
     start = runtime.of_first(checkpoint.starting_point, output_dir, run, overwrite, needed, dry_run)
     if start.complete:
         runtime.of_first(lambda: forgetting.refuse(record.read(output_dir)["held_out"], max_forget))

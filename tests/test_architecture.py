@@ -58,7 +58,7 @@ TABLE = {
         "fast ranks runtime sharding batching adapters checkpoint hooks neftune encode",
         "torch transformers safetensors tqdm",
     ),
-    "forgetting": ("dataset record prompter", "datasets"),
+    "forgetting": ("dataset record prompter runtime", "datasets"),
     "fast": ("", "torch peft transformers liger_kernel"),
     "planning": ("lora weights vocabulary", "torch"),
     "merge": ("planning lora weights vocabulary proof", "torch tqdm"),

@@ -17,7 +17,7 @@ from tiny_models import KNOWN, ROWS
 
 import generate
 from utils import adapters, answers, batch, checkpoint, generation, models
-from utils.errors import EnvironmentFault, ModelFault
+from utils.errors import DataFault, EnvironmentFault, ModelFault
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -235,6 +235,24 @@ def test_a_file_that_is_not_ours_is_refused_and_overwrite_moves_it_away(stage, t
     generate.main(**given, overwrite=True)
     assert (tmp_path / "test.json.old-2").read_text() == "changed" and result(tmp_path) == rows
     assert (tmp_path / "test.json.journal.old-1").exists()
+
+
+GOOD = '"output": "a", "finish_reason": "stop", "tokens": 1, "seconds": 0.1'
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["garbage", "3", '{"answers": 3}', '{"answers": {"0": "a"}}', '{"answers": {"0": {"output": "a"}}}', "{}"]
+    + [f'{{"answers": {{"{index}": {{{GOOD}}}}}}}' for index in ("2", "-1", "x")],
+)
+def test_a_line_that_is_not_of_a_journal_is_named(line, tmp_path):
+    asked = {"prompts": {"count": 2}, "base model": "", "adapter": "", "template": {}, "settings": {}}
+    where = tmp_path / "test.json.journal"
+    where.write_text(f'{json.dumps(asked)}\n{{"answers": {{"1": {{{GOOD}}}}}}}\n')
+    assert answers._read(where)[1].keys() == {1}
+    where.write_text(f"{where.read_text()}{line}\n")
+    with pytest.raises(DataFault, match=r"test\.json\.journal:3: no line of a journal of answers; --overwrite"):
+        answers.Target(tmp_path / "test.json", asked, ["a", "b"], False)
 
 
 def test_two_runs_at_once_are_refused(stage, tmp_path):

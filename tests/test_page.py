@@ -173,7 +173,8 @@ def test_an_error_is_shown_in_one_line_and_the_page_goes_on(browser, made_up):
     say(page, "boom")
     playwright.expect(page.get_by_test_id("toast-body").first).to_contain_text("inside")
     picture(page, "error")
-    assert page.get_by_text("Error", exact=True).filter(visible=True).count() == 0, "nothing covers the conversation"
+    assert page.locator("#chat").get_by_text("Error", exact=True).filter(visible=True).count() == 0
+    assert page.locator("#message").get_by_text("Error", exact=True).filter(visible=True).count() == 0
     say(page, "问")
     expect_answer(page, 1, "问")
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -61,6 +62,26 @@ cli.run(main, [])
 """
 
 
+@pytest.mark.parametrize("shared, left", [(True, 143), (False, -15)])
+def test_the_tunnel_of_a_shared_page_does_not_outlive_it(shared, left):
+    """SIGTERM lets Python end in order there, so that what was registered for the end is run."""
+    code = f"""
+import atexit, sys, types, unittest.mock
+sys.path[:0] = [{str(ROOT)!r}]
+sys.modules["gradio"] = unittest.mock.MagicMock()
+from utils import web
+atexit.register(print, "tunnel ended")
+print("up", flush=True)
+web._stay(types.SimpleNamespace(share_url={"https://x" if shared else None!r}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "up\n"
+    time.sleep(0.3)
+    process.terminate()
+    assert process.communicate(timeout=20)[0] == ("tunnel ended\n" if shared else "")
+    assert process.returncode == left
+
+
 def test_the_environment_opens_nothing_and_a_signal_ends_all(tmp_path):
     """No file of this machine, no editor of its code, no other address; a proxy for the network is not in the way.
 
@@ -79,7 +100,7 @@ def test_the_environment_opens_nothing_and_a_signal_ends_all(tmp_path):
             with http.stream("GET", f"/gradio_api/call/chat/{event}") as lines:
                 assert next(line for line in lines.iter_lines() if "generating" in line)
                 process.terminate()
-                assert process.wait(5) == 143
+                assert process.wait(5) == -15
         assert process.stdout.read() == ""
     finally:
         process.kill()

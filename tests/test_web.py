@@ -65,7 +65,7 @@ def launch(conversation, users=(), name: str = "127.0.0.1") -> tuple[gradio.Bloc
     original = gradio.Blocks.launch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradio.Blocks, "launch", lambda self, **more: launched.update(more) or original(self, **more))
-        patch.setattr(web, "_stay", lambda: None)
+        patch.setattr(web, "_stay", lambda page: None)
         patch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
         patch.setenv("GRADIO_SHARE", "True")
         web.serve(page, name, port, False, list(users), gate.in_front(name, False))

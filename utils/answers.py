@@ -25,6 +25,7 @@ SUFFIX = ".journal"
 SETTINGS = (
     "num_beams", "temperature", "top_p", "top_k", "max_new_tokens", "seed", "stop", "load_8bit", "load_4bit", "dtype",
 )  # fmt: skip
+KEPT = {"output", "finish_reason", "tokens", "seconds"}  # of an answer
 Answers = dict[int, dict]
 
 
@@ -151,7 +152,11 @@ def _read(path: Path) -> tuple[dict | None, Answers]:
             if number == 1:
                 asked = {key: line[key] for key in ("prompts", "base model", "adapter", "template", "settings")}
             else:
-                done |= {int(index): dict(answer) for index, answer in line["answers"].items()}
+                found = {int(index): dict(answer) for index, answer in line["answers"].items()}
+                count = asked["prompts"]["count"]
+                if not all(0 <= index < count and answer.keys() >= KEPT for index, answer in found.items()):
+                    raise ValueError
+                done |= found
         except (ValueError, TypeError, KeyError, AttributeError):
             raise DataFault(f"{path}:{number}: no line of a journal of answers; --overwrite moves it away") from None
     return asked, done

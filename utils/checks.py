@@ -36,6 +36,7 @@ def training(flags: Mapping[str, Any], given: frozenset[str]) -> None:
         *_base(flags["base_model"]),
         *_data(flags["data_path"], flags["data_mix"]),
         *_precision(flags),
+        *(f"accelerate's configuration has {asked}; it must be 'no'" for asked in ranks.untaken()),
         *_seed(flags["seed"]),
         *_template("prompt_template_name", flags["prompt_template_name"]),
         *_output(flags, "base_model", "resume_from_checkpoint", "data_path"),
@@ -73,6 +74,8 @@ def answering(flags: Mapping[str, Any]) -> None:
     ]
     if flags["gpu_id"] and not flags["gpu_id"].isdigit():
         problems.append(f'--gpu_id: "{flags["gpu_id"]}" is not a number')
+    if flags["gpu_id"] and ranks.world_size() > 1:
+        problems.append("--gpu_id: a launcher gives each process a GPU of its own (CUDA_VISIBLE_DEVICES chooses them)")
     problems += _page(flags) if flags["is_ui"] else _batch(flags)
     _refuse(problems)
     if flags["is_ui"] and flags["server_port"]:

@@ -12,6 +12,7 @@ import inspect
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,9 @@ from typing import Any
 from utils import ranks
 from utils.errors import ArgumentFault, EnvironmentFault, Fault
 
+# A process whose error another one tells waits so long (s) for the launcher to end it: a launcher that saw it end first
+# would end the other one before it has spoken.
+COURTESY = 60
 _given: frozenset[str] = frozenset()
 
 
@@ -60,17 +64,19 @@ def run(
     except KeyboardInterrupt:
         _leave(f"{script}: interrupted", 130, debug, ranks.is_first())
     except Fault as fault:
-        _leave(f"{script}: {_error()}: {fault}", fault.exit_code, debug, ranks.speaks() and not fault.is_told)
+        if not (tells := ranks.speaks() and not fault.is_told) and fault.exit_code < 128:
+            time.sleep(COURTESY)
+            tells = True
+        _leave(f"{script}: {_error()}: {fault}", fault.exit_code, debug, tells)
     except OSError as error:
         if error.errno not in _ENVIRONMENT:
             raise
         where = f": {error.filename}" if error.filename else ""
         _leave(f"{script}: {_error()}: {os.strerror(error.errno)}{where}", 5, debug)
     except RuntimeError as error:
-        if not ranks.is_loss(error):
+        if (why := ranks.loss(error)) is None:
             raise
-        why = "another process of this run is gone; the same command goes on"
-        _leave(f"{script}: {_error()}: {why}", EnvironmentFault.exit_code, debug)
+        _leave(f"{script}: {_error()}: {why}; the same command goes on", EnvironmentFault.exit_code, debug)
 
 
 _ENVIRONMENT = {

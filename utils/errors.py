@@ -14,7 +14,7 @@ class Fault(Exception):
     """A run cannot go on, for a reason the user can act on."""
 
     exit_code = 1
-    is_told = False  # another process of the launcher says it
+    is_told = False  # the first process of this machine says it
 
 
 class ArgumentFault(Fault):
@@ -53,3 +53,6 @@ class Interrupted(Fault):
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+    def __reduce__(self):  # it travels between processes: pickle would call with the message alone
+        return Interrupted, (self.exit_code - 128, str(self))

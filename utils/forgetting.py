@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from utils import dataset, record
+from utils import dataset, record, runtime
 from utils.errors import DataFault, EnvironmentFault, ModelFault
 from utils.files import sha256_file
 from utils.prompter import Prompter
@@ -104,7 +104,7 @@ def measure(stages: list[dict], mean_loss: Callable, tokenizer: Any) -> list[dic
     """
     results = []
     for stage in stages:
-        then = (stage["run"].get("losses") or {}).get("best")
+        then, why = (stage["run"].get("losses") or {}).get("best"), None
         try:
             if then is None:
                 raise DataFault(_why_no_loss(stage))
@@ -115,10 +115,14 @@ def measure(stages: list[dict], mean_loss: Callable, tokenizer: Any) -> list[dic
             rows = _rows_of(stage)[1]
             learned = settings["train_on_inputs"], settings.get("last_turn_only", False)
             encoded, _ = dataset.encode(rows, tokenizer, prompter, settings["cutoff_len"], *learned)
-            results.append({"stage": stage["name"], "loss": mean_loss(encoded, stage["name"]), "then": then})
         except (DataFault, EnvironmentFault) as fault:
-            record.warn(f"what {stage['name']} has forgotten is not measured: {fault}")
-            results.append({"stage": stage["name"], "why": str(fault)})
+            why = str(fault)
+        # A file may be gone on one machine only: either all processes measure or none does.
+        if why := next(filter(None, runtime.gathered(why)), None):
+            record.warn(f"what {stage['name']} has forgotten is not measured: {why}")
+            results.append({"stage": stage["name"], "why": why})
+        else:
+            results.append({"stage": stage["name"], "loss": mean_loss(encoded, stage["name"]), "then": then})
     return results
 
 

@@ -6,7 +6,16 @@ Standard library only: the command line asks it before anything heavy is importe
 import os
 from functools import cache
 
-_LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+_LIBRARIES = ("gloo", "NCCL")
+_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+# What accelerate's configuration may ask for and is not taken from there: variable, its name in the file.
+_UNTAKEN = {
+    "ACCELERATE_MIXED_PRECISION": "mixed_precision",
+    "ACCELERATE_DYNAMO_BACKEND": "dynamo_backend",
+    "ACCELERATE_USE_DEEPSPEED": "deepspeed",
+    "ACCELERATE_USE_MEGATRON_LM": "megatron_lm",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config",
+}
 _have_met = False
 
 
@@ -36,6 +45,12 @@ def shards_base() -> bool:
     return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def untaken() -> list[str]:
+    """What the launcher's configuration asks for that would change the arithmetic past our flags, as "name: value"."""
+    asked = {name: os.environ.get(variable, "no") for variable, name in _UNTAKEN.items()}
+    return [f"{name}: {value}" for name, value in asked.items() if value.lower() not in ("", "no", "false")]
+
+
 def is_first() -> bool:
     """Whether this is the process that writes and prints."""
     return rank() == 0
@@ -53,6 +68,12 @@ def speaks() -> bool:
     return is_first() or _have_met or local_rank() == 0
 
 
-def is_loss(error: BaseException) -> bool:
-    """Whether an error says that another process of the run is gone: only its sentence tells."""
-    return world_size() > 1 and any(word in str(error) for word in _LOST)
+def loss(error: BaseException) -> str | None:
+    """What an error says of the connection to the run's other processes, None for any other error: only its sentence
+    tells. Where it does not say that one is gone, its first line stands behind."""
+    text = str(error)
+    if world_size() == 1 or not any(word in text for word in (*_GONE, *_LIBRARIES)):
+        return None
+    if any(word in text for word in _GONE):
+        return "another process of this run is gone"
+    return f"the processes of this run do not reach each other: {text.strip().splitlines()[0]}"

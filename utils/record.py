@@ -292,6 +292,18 @@ def differences(old: dict, new: dict) -> list[str]:
     return [f"{name}: {short(before)} -> {short(after)}" for name, before, after in pairs if before != after]
 
 
+def refuse_unlike(runs: list[dict]) -> None:
+    """Raises ModelFault where the processes of a launcher, `runs` by rank, would not do the same work: machines may
+    hold other files under the same names, or have been given other flags."""
+    for rank, run in enumerate(runs):
+        changes = differences(runs[0], run)
+        for name in ("micro_batch_size", "dry_run"):
+            ours, theirs = runs[0]["settings"].get(name), run["settings"].get(name)
+            changes += [f"--{name}: {ours} -> {theirs}"] if ours != theirs else []
+        if changes:
+            raise ModelFault(f"rank {rank} has something else before it than rank 0 ({'; '.join(changes)})")
+
+
 def _get(run: dict, part: str, key: str) -> object:
     return (run.get(part) or {}).get(key)
 

@@ -5,6 +5,7 @@ The saying is accelerate's; every function here serves a single process too.
 
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from utils import ranks
 from utils.errors import EnvironmentFault, Fault
 
+# How long one waits for another that does not come: bases load at different speed, and answers have different lengths.
+PATIENCE = timedelta(minutes=30)
 _CGROUPS = (  # of a container: the folder, its limit, what is used of it
     ("/sys/fs/cgroup", "memory.max", "memory.current"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -26,7 +29,7 @@ def join(gpu_id: str = "") -> torch.device:
     """Meet the launcher's other processes, if there are any; the device of this one (see device)."""
     on = device(gpu_id)
     if ranks.world_size() > 1:
-        PartialState(cpu=on.type == "cpu")
+        PartialState(cpu=on.type == "cpu", timeout=PATIENCE)
         ranks.meet()
     return on
 
@@ -45,7 +48,7 @@ def of_first(work: Callable, *arguments: object) -> Any:
     if ranks.world_size() > 1:
         broadcast_object_list(outcome)
     if isinstance(outcome[0], Fault):
-        outcome[0].is_told = not ranks.is_first()
+        outcome[0].is_told = ranks.local_rank() > 0
         raise outcome[0]
     return outcome[0]
 

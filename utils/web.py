@@ -129,7 +129,7 @@ def _chat_tab(
 ) -> None:
     turns = gradio.State([])
     shown = gradio.Chatbot(label=say("chat"), height=420, elem_id="chat", buttons=["copy"], allow_file_downloads=False)
-    notice = gradio.Markdown(elem_id="notice")
+    notice = gradio.Markdown(elem_id="notice", min_height=48)  # progress and errors too: they would cover the chat
     field = gradio.Textbox(
         label=say("message"), placeholder=say("message_hint"), lines=1, max_lines=8, elem_id="message"
     )
@@ -168,10 +168,11 @@ def _chat_tab(
     state = {"history": turns}
     inputs = {**state, "model": adapter, **settings}
     outputs = [turns, shown, notice, field]
+    kind = {"slow": True, "show_progress_on": notice}
     running = [
-        _on(send.click, reply, {"message": field, **inputs}, outputs, "chat", slow=True),
-        _on(field.submit, reply, {"message": field, **inputs}, outputs, None, slow=True),
-        _on(retry.click, again, inputs, [*outputs, settings["seed"]], "retry", slow=True),
+        _on(send.click, reply, {"message": field, **inputs}, outputs, "chat", **kind),
+        _on(field.submit, reply, {"message": field, **inputs}, outputs, None, **kind),
+        _on(retry.click, again, inputs, [*outputs, settings["seed"]], "retry", **kind),
     ]
     stop.click(None, cancels=running, api_visibility="private")
     _on(undo.click, back, state, outputs, "undo", cancels=running)
@@ -204,7 +205,7 @@ def _instruction_tab(
             yield piece.text
 
     inputs = {"instruction": instruction, "input": more, "model": adapter, **settings}
-    running = _on(send.click, answer, inputs, output, "answer", slow=True, show_progress="full")
+    running = _on(send.click, answer, inputs, output, "answer", slow=True)
     stop.click(None, cancels=[running], api_visibility="private")
 
 
@@ -218,14 +219,14 @@ def _on(
     **more: object,
 ) -> gradio.events.Dependency:
     """Bind an event: the fields of `inputs` become arguments of these names, for who calls by HTTP too. slow: it takes
-    one of the places that answers share. Gradio's own signs of progress and error would cover the conversation.
+    one of the places that answers share.
 
     Values reach `work` as they came: a widget's own check of what is no value of it would end in a traceback.
     """
     limits = {"concurrency_id": "answers", "concurrency_limit": TOGETHER} if slow else {"queue": False}
     name = {"api_name": api_name} if api_name else {"api_visibility": "private"}
-    kept = {"preprocess": False, "show_progress": "hidden", **more}
-    return listen(work, None, outputs, inputs_kwargs=inputs, **name, **limits, **kept)
+    limits |= {"preprocess": False, "show_progress": "full" if slow else "hidden"}
+    return listen(work, None, outputs, inputs_kwargs=inputs, **name, **limits, **more)
 
 
 def _pieces(conversation: Conversation, *request: Any) -> Iterator:
@@ -244,7 +245,7 @@ def _told(function: Callable[..., str], *values: object) -> str:
 
 
 def _refusal(line: str) -> gradio.Error:
-    return gradio.Error(line, title="错误 Error", print_exception=False, duration=20)
+    return gradio.Error(line, print_exception=False, duration=20)
 
 
 def _messages(turns: Turns) -> list[dict]:
@@ -269,11 +270,8 @@ def serve(
     """Open the page and stay until the process ends. server_port 0: Gradio's usual 7860, or the next free one.
 
     users: (name, password) of those who may log in, [] for no login; in_front: see utils.gate. Raises OSError where
-    the port is taken, KeyboardInterrupt, and SystemExit (128 + n) for a signal that asks for the end.
+    the port is taken, KeyboardInterrupt, and on a shared page SystemExit (128 + n) for a signal that asks for the end.
     """
-    if users:
-        where = "everybody with its address" if share else f"whoever reaches {server_name}"
-        print(f"the page is open to {where}, behind a login of {len(users)} users")
     for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own page before it is ready: not by way of a proxy
         os.environ[name] = ",".join([*filter(None, [os.environ.get(name)]), "localhost", "127.0.0.1", server_name])
     page.queue(max_size=WAITING, default_concurrency_limit=TOGETHER, api_open=False)  # nobody passes the queue by
@@ -304,13 +302,16 @@ def serve(
         if error.errno is None:  # Gradio's own, when it has found no port
             raise OSError(errno.EADDRINUSE, "", f"port {server_port or '7860 and those behind it'}") from None
         raise
+    if users:
+        where = "everybody with its address" if page.share_url else f"whoever reaches {server_name}"
+        print(f"the page is open to {where}, behind a login of {len(users)} users")
     print(f"the page is at {page.local_url} (Ctrl-C ends it)", flush=True)
-    _stay()
+    _stay(page)
 
 
-def _stay() -> None:
-    """Until a signal: Ctrl-C, and those that ask for the end. Gradio's own end would wait for whoever is connected."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+def _stay(page: gradio.Blocks) -> None:
+    """Until a signal. The tunnel of a shared page is a process of its own, which ends when Python ends in order."""
+    if page.share_url:
+        for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     threading.Event().wait()
