@@ -60,6 +60,7 @@ TABLE = {
     ),
     "forgetting": ("dataset record prompter runtime", "datasets"),
     "fast": ("", "torch peft transformers liger_kernel"),
+    "merged": ("record", ""),
     "planning": ("lora weights vocabulary", "torch"),
     "merge": ("planning lora weights vocabulary proof", "torch tqdm"),
     "vocabulary": ("weights", "sentencepiece"),
@@ -88,8 +89,8 @@ TABLE = {
 }
 SHARED = {"errors", "files"}
 LIGHT = (
-    "prompter", "ranks", "values", "journal", "tuned", "rows", "checks", "record", "judging", "cli", "replies",
-    "verdicts", "scores", "stats", "tables",
+    "prompter", "ranks", "values", "journal", "tuned", "rows", "checks", "record", "merged", "judging", "cli",
+    "replies", "verdicts", "scores", "stats", "tables",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "peft", "gradio", "datasets", "accelerate", "bitsandbytes"}
 ONLY_IN = {
