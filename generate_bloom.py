@@ -41,7 +41,8 @@ def main(
 
     is_ui True opens the page; False answers test_input_path (a list of strings or of {instruction, input?, history?,
     reference?}, JSON Lines of them, or a folder of such files) into output_path, by default test.json in the adapter's
-    folder. The same command goes on where it was interrupted; overwrite moves other answers away.
+    folder, or beside a checkpoint. The same command goes on where it was interrupted; overwrite moves other answers
+    away.
     prompt_template: by default the one the adapter was trained with (its run.json).
     temperature: 0 is greedy; above, tokens are drawn with top_p, top_k and seed.
     stop: a text that ends an answer, or a JSON list of them. batch_tokens: tokens, prompts and answers, held at once.

@@ -33,20 +33,20 @@ def main(
     started = time.monotonic()
     checks.merging(dict(locals()))
 
-    from utils import files, hub, lora, merge, planning, record, weights
+    from utils import files, hub, lora, merge, merged, planning, record, weights
 
     # --- What is merged with what, and whether that is done already ---
     base_folder = hub.local_folder(base_model, "base_model")
-    folders = [hub.local_folder(name, "lora_model") for name in checks.adapter_names(lora_model)]
+    folders = [hub.local_folder(name, "lora_model") for name in hub.adapter_names(lora_model)]
     hashes = [files.sha256_file(weights.adapter_file(folder)) for folder in folders]
     base = record.describe_base(base_model, base_folder)
-    run = record.describe_merge(base, list(zip(folders, hashes, strict=True)), dtype, output_dir)
-    if record.is_same_merge(output_dir, run):
+    run = merged.describe(base, list(zip(folders, hashes, strict=True)), dtype, output_dir)
+    if merged.is_same(output_dir, run):
         merge.check_whole(Path(output_dir))
         print(f"{output_dir} is already complete")
         return
     files.check_empty(Path(output_dir))
-    record.check_merge(run, force_base)
+    merged.check(run, force_base)
 
     # --- Whether all of it fits, before a byte is written ---
     adapters = [lora.read(folder) for folder in folders]

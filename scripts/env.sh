@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced by every script here: strict mode, the repository root, the settings, and three small checks.
+# Sourced by every script here: strict mode, the repository root, the settings, how a command is launched, and what a
+# stage needs before it starts.
 #
 # Every setting can be overridden from outside: BATCH_SIZE=128 bash scripts/run-2-alpaca-13b-1.sh
 # Folders are relative to the repository root. PYTHON=echo prints the commands and does nothing else.

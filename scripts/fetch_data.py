@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import cli
-from utils.errors import ArgumentFault, DataFault, EnvironmentFault
+from utils.errors import ArgumentFault, DataFault, EnvironmentFault, first_line
 
 HUB = {  # folder under --raw_dir: data set on the Hub, its files
     "firefly": ("YeungNLP/firefly-train-1.1M", ("firefly-train-1.1M.jsonl",)),
@@ -58,7 +58,7 @@ def _fetch(name: str, file: str, folder: Path) -> None:
             f"{name}/{file}: the Hub cannot be reached (offline, or HF_HUB_OFFLINE is set)"
         ) from None
     except HfHubHTTPError as error:
-        raise DataFault(f"{name}/{file}: {str(error).splitlines()[0]}") from None
+        raise DataFault(f"{name}/{file}: {first_line(error)}") from None
 
 
 if __name__ == "__main__":

@@ -97,8 +97,7 @@ def of_adapter(start: dict) -> Iterator[tuple[str, str, str]]:
     pickled = (folder / "adapter_model.bin").exists() and not (folder / "adapter_model.safetensors").exists()
     yield "adapter", str(folder / f"adapter_model.{'bin' if pickled else 'safetensors'}"), start["sha256"]
     if start.get("run_sha256"):
-        home = folder.parent if (folder / "trainer_state.json").exists() else folder  # that of a checkpoint
-        yield "run.json", str(home / record.NAME), start["run_sha256"]
+        yield "run.json", str(record.home(folder) / record.NAME), start["run_sha256"]
 
 
 def hash_now(kind: str, name: str) -> str:

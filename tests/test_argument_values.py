@@ -1,4 +1,4 @@
-"""Values of flags (faults.md, section B): what cannot be is refused with what can."""
+"""Values of flags: what cannot be is refused with what can."""
 
 import re
 import socket
@@ -117,6 +117,7 @@ PAGE = [
     ("--share_gradio", "--share_gradio: opens the page to everybody who has its address: add --auth USER:PASSWORD"),
     ("--auth=nobody", "--auth: the value is neither USER:PASSWORD nor a file with a line of it for each user"),
     ("--auth=:x", "--auth: the value is neither USER:PASSWORD"),
+    (f"--auth={'x' * 300}:", "--auth: the value is neither USER:PASSWORD"),
     ("--auth=rows.json", "--auth: rows.json is neither USER:PASSWORD nor a file"),
     ("--auth=nobody --server_name=0.0.0.0", "--auth: the value is neither USER:PASSWORD"),
     ("--server_port=-1", "--server_port: -1 is no port (0 to 65535)"),

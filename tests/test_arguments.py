@@ -1,4 +1,4 @@
-"""The command line (faults.md, section B): what is refused, in which words, and that nothing has started by then.
+"""The command line: what is refused, in which words, and that nothing has started by then.
 
 python -m pytest tests/test_arguments.py
 """

@@ -16,7 +16,7 @@ from conftest import write_rows
 from tiny_models import KNOWN, ROWS
 
 import generate
-from utils import adapters, answers, batch, generation, models
+from utils import adapters, answers, batch, checkpoint, generation, models
 from utils.errors import DataFault, EnvironmentFault, ModelFault
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,6 +208,17 @@ def test_an_adapter_at_another_scale_is_another_adapter(stage, tmp_path):
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": config["lora_alpha"] * 2}))
     with pytest.raises(ModelFault, match=r"holds other answers \(adapter: "):
         generate.main(**given)
+
+
+def test_a_checkpoint_answers_with_its_runs_template_beside_it_and_stays_whole(stage, tmp_path, capsys):
+    run = shutil.copytree(stage["output_dir"], tmp_path / "run")
+    folder = checkpoint.newest_checkpoint(run)
+    write_rows(tmp_path / "prompts.json", [ROWS[0]["instruction"]])
+    generate.main(**flags(stage, tmp_path, lora_weights=str(folder), output_path="", max_new_tokens=40))
+    assert capsys.readouterr().err.count("warning") == 0  # its template and base are known
+    rows = json.loads((run / f"test-{folder.name}.json").read_text(encoding="utf-8"))
+    assert [row["output"] for row in rows] == [ROWS[0]["output"]]
+    assert checkpoint.checkpoint_problem(folder) is None
 
 
 def test_a_file_that_is_not_ours_is_refused_and_overwrite_moves_it_away(stage, tmp_path):

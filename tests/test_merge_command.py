@@ -132,6 +132,27 @@ def test_an_adapter_is_never_merged_twice(flags, tmp_path):
     assert run["merged"][0] == sha256 and len(run["merged"]) == 2
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_nor_with_what_it_continues_by_a_checkpoint_or_behind_a_move(flags, tmp_path, moved):
+    """first <- the run whose checkpoint <- second: the first is inside the second as well."""
+    tree = tmp_path / "tree"
+    first = save_adapter(tree.mkdir() or tree / "first")
+    parent = {"path": str(first), "sha256": files.sha256_file(first / "adapter_model.safetensors")}
+    held = {name: tensor * 2 for name, tensor in tensors().items()}
+    save_adapter(tree / "run", held, run={"parent": parent, "folder": str(tree / "run")})
+    start = save_adapter(tree / "run/checkpoint-2", held)
+    parent = {"path": str(start), "sha256": files.sha256_file(start / "adapter_model.safetensors")}
+    save_adapter(tree / "second", run={"parent": parent, "folder": str(tree / "second")})
+    if moved:
+        tree = tree.rename(tmp_path / "elsewhere")
+    merge_lora.main(**{**flags, "lora_model": str(tree / "first")})
+    held = {name: tensor * 3 for name, tensor in tensors().items()}
+    save_file(held, tree / "second/adapter_model.safetensors")
+    again = {**flags, "base_model": flags["output_dir"], "output_dir": str(tmp_path / "out2")}
+    with pytest.raises(ModelFault, match="continues an adapter that is merged already"):
+        merge_lora.main(**{**again, "lora_model": str(tree / "second")})
+
+
 def test_a_lineage_that_bites_its_tail_has_an_end(flags):
     parent = {"path": flags["lora_model"], "sha256": "0" * 64}
     Path(flags["lora_model"], "run.json").write_text(json.dumps({"parent": parent}))

@@ -87,6 +87,13 @@ def test_what_use_leaves_beside_the_code_is_ignored_by_git():
     assert left <= set(ignored)
 
 
+def test_the_tests_page_names_every_file_and_no_other():
+    named = re.findall(r"`(test_[\w*]+\.py)`", (ROOT / "tests/README.md").read_text(encoding="utf-8"))
+    found = {name: {path.name for path in (ROOT / "tests").glob(name)} for name in named}
+    assert [name for name in found if not found[name]] == []
+    assert set().union(*found.values()) == {path.name for path in (ROOT / "tests").glob("test_*.py")}
+
+
 def test_the_librarys_page_has_a_line_a_room():
     named = re.findall(r"^\| `(\w+)\.py` \|", (ROOT / "utils/README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(named) == sorted(path.stem for path in (ROOT / "utils").glob("*.py") if path.stem != "__init__")

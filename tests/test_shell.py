@@ -1,4 +1,4 @@
-"""The shell scripts (faults.md, section G): from where they run, with which python, with which paths."""
+"""The shell scripts: from where they run, with which python, with which paths."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""The shell scripts as a chain (faults.md, section G): what a stage waits for, and where a chain stops."""
+"""The shell scripts as a chain: what a stage waits for, and where a chain stops."""
 
 import os
 import re

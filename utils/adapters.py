@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from transformers import PreTrainedModel
 
 from utils import checkpoint, record
-from utils.errors import ArgumentFault, ModelFault
+from utils.errors import ArgumentFault, ModelFault, first_line
 from utils.files import disk_faults, flush_folder, sha256_file, write_json
 from utils.lora import INPUT, Adapter, not_plain, refuse_merged_linear
 from utils.weights import ADAPTER_FILES, Weights, adapter_file, read_config, read_weights
@@ -34,10 +34,10 @@ def describe_parent(path: str, output_dir: str) -> dict | None:
         if own is not None:
             print(f"{path} is a checkpoint of this very run: going on from its newest one")
             return own.get("parent")
-    is_checkpoint = (folder / "trainer_state.json").exists()
+    home = record.home(folder)
+    is_checkpoint = home != folder
     if is_checkpoint:
         print(f"{path} is a checkpoint of another run: its weights start this one, its step and optimizer do not")
-    home = folder.parent if is_checkpoint else folder
     run = record.read(home) or {}
     if not is_checkpoint and run.get("status", "complete") != "complete":
         advice = "run its command again first, or give one of its checkpoint-… folders"
@@ -167,7 +167,7 @@ def apply_adapter(
         else:
             model = get_peft_model(model, config, adapter_name=name)
     except ValueError as error:
-        raise ModelFault(f"{folder}: the adapter does not fit this base model: {str(error).splitlines()[0]}") from None
+        raise ModelFault(f"{folder}: the adapter does not fit this base model: {first_line(error)}") from None
     weights = read_weights(source)
     check_weights(weights, model, source, name)
     if model.device.type != "meta":

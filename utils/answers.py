@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import journal
-from utils.checks import adapter_names
+from utils import checkpoint, journal, record
 from utils.errors import DataFault, EnvironmentFault, ModelFault
-from utils.files import PART, disk_faults, json_text, sha256_file, write_atomic
+from utils.files import PART, disk_faults, json_text, move_aside, sha256_file, write_atomic
+from utils.hub import adapter_names
 from utils.rows import Row
 from utils.tuned import Tuned
 from utils.weights import adapter_file, read_config
@@ -31,9 +31,13 @@ Answers = dict[int, dict]
 
 def output_file(output_path: str, adapter: str, base: str) -> Path:
     """Where the answers go: output_path, else test.json in the adapter's folder, else (a Hub adapter, or none) in
-    ./answers-<name>. Its folder is made. Raises EnvironmentFault where nothing can be written."""
+    ./answers-<name>. Those of a checkpoint go beside it: it is believed only while it holds nothing else, and removed
+    when newer ones come. Its folder is made. Raises EnvironmentFault where nothing can be written."""
     if output_path:
         path = Path(output_path)
+    elif adapter and (Path(adapter) / checkpoint.MANIFEST).exists():
+        folder = Path(adapter).resolve()
+        path = folder.with_name(f"test-{folder.name}.json")
     elif os.path.isdir(adapter):
         path = Path(adapter) / "test.json"
     else:
@@ -162,18 +166,10 @@ def _differences(old: dict, new: dict) -> list[str]:
     flat = [{**{f"--{key}": value for key, value in line["settings"].items()}, **line} for line in (old, new)]
     names = [name for name in {**flat[0], **flat[1]} if name != "settings"]
     return [
-        f"{name}: {_short(flat[0].get(name))} -> {_short(flat[1].get(name))}"
+        f"{name}: {record.short(flat[0].get(name))} -> {record.short(flat[1].get(name))}"
         for name in names
         if flat[0].get(name) != flat[1].get(name)
     ]
-
-
-def _short(value: object) -> str:
-    if isinstance(value, dict):
-        return " ".join(map(_short, value.values()))
-    if isinstance(value, str) and len(value) == 64:
-        return value[:12]
-    return json.dumps(value, ensure_ascii=False) if value in ("", None) or isinstance(value, list) else str(value)
 
 
 def _move_aside(path: Path, where: Path) -> None:
@@ -181,9 +177,5 @@ def _move_aside(path: Path, where: Path) -> None:
     if where.exists():
         journal.Journal(where).close()
     for old in (path, where):
-        number = 1
-        while (aside := old.with_name(f"{old.name}.old-{number}")).exists():
-            number += 1
         if old.exists():
-            os.replace(old, aside)
-            print(f"moved the old {old} to {aside}")
+            move_aside(old)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from utils import record
 from utils.errors import EnvironmentFault, ModelFault
-from utils.files import PART, disk_faults, flush_folder, json_text, sha256_file, write_json
+from utils.files import PART, disk_faults, flush_folder, json_text, move_aside, sha256_file, write_json
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -60,7 +60,7 @@ def starting_point(output_dir: str, run: dict, overwrite: bool, needed_bytes: in
         raise ModelFault(f"--output_dir: {output} is not empty and holds no run of this toolkit (choose another)")
     lock = _lock(output)
     if held and overwrite:
-        print(f"moved the old {output} to {_move_aside(output)}")
+        move_aside(output)
         lock = _lock(output)
     old = record.read(output)
     if old is None:
@@ -111,17 +111,6 @@ def _lock(output: Path) -> object:
     return file
 
 
-def _move_aside(folder: Path) -> Path:
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
-    try:
-        os.replace(folder, aside)
-    except OSError as error:  # where a disk is mounted, or a folder that may not be written
-        raise EnvironmentFault(f"--overwrite: {folder} cannot be moved away: {error.strerror}") from None
-    return aside
-
-
 def _check_space(output: Path, needed: int) -> None:
     """Old checkpoints count as free: the run replaces them."""
     free = shutil.disk_usage(output).free
@@ -147,7 +136,7 @@ def newest_checkpoint(output: Path) -> Path | None:
         problem = checkpoint_problem(folder) or _step_problem(folder)
         if problem is None:
             return folder
-        kept = _move_aside_corrupt(folder)
+        kept = _keep_corrupt(folder)
         reasons.append(f"{folder.name}: {problem}")
         print(f"{folder} is not used, kept as {kept.name}: {problem}")
     reasons = reasons or [f"{path.name} is kept" for path in sorted(output.glob("corrupt-checkpoint-*"))]
@@ -156,7 +145,7 @@ def newest_checkpoint(output: Path) -> Path | None:
     return None
 
 
-def _move_aside_corrupt(folder: Path) -> Path:
+def _keep_corrupt(folder: Path) -> Path:
     kept = folder.with_name(f"corrupt-{folder.name}")
     number = 1
     while kept.exists():

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from utils import ranks
 from utils.errors import ArgumentFault, EnvironmentFault
-from utils.hub import is_hub_name
+from utils.hub import adapter_names, is_hub_name
 from utils.prompter import template_problem
 from utils.rows import data_names
 from utils.values import check_port, shares, stop_texts, systems, users
@@ -93,15 +93,8 @@ def merging(flags: Mapping[str, Any]) -> None:
     ]
     if not adapters:
         problems.append("--lora_model is missing: a folder or a Hub name (several, in order: A,B)")
-    if flags["dtype"] not in DTYPES:
-        problems.append(f'--dtype: "{flags["dtype"]}" is not one of {", ".join(DTYPES)}')
+    problems += _dtype(flags["dtype"])
     _refuse(problems)
-
-
-def adapter_names(lora_model: str) -> list[str]:
-    """`A,B` as its parts, in order; a folder whose name has a comma in it is one."""
-    names = [lora_model] if os.path.exists(lora_model) else lora_model.split(",")
-    return [name.strip() for name in names if name.strip()]
 
 
 def judging(flags: Mapping[str, Any]) -> dict[str, str]:
@@ -207,22 +200,23 @@ def _data(data_path: str, data_mix: tuple[str, ...]) -> list[str]:
 def _data_name(name: str) -> list[str]:
     if not name:
         return ["--data_path: a name is missing beside a comma"]
-    is_named_so = Path(name).suffix in (".json", ".jsonl")
     if os.path.exists(name):
-        is_one = is_named_so and os.path.isfile(name)
+        is_one = os.path.isfile(name) and Path(name).suffix in (".json", ".jsonl")
         return [] if is_one else [f"--data_path: {name} is neither a .json nor a .jsonl file"]
-    return [] if is_hub_name(name) and not is_named_so else [f"--data_path: {name} does not exist"]
+    return [] if is_hub_name(name) else [f"--data_path: {name} does not exist"]
 
 
 def _precision(flags: Mapping[str, Any]) -> list[str]:
     if ranks.shards_base() and flags["load_8bit"]:
         return ["--load_8bit: 8-bit weights cannot be sharded over processes (--load_4bit True --load_8bit False)"]
-    problems = []
-    if flags["load_8bit"] and flags.get("load_4bit"):
+    problems = _dtype(flags["dtype"])
+    if flags["load_8bit"] and flags["load_4bit"]:
         problems.append("--load_8bit and --load_4bit are both True (for 4 bits add --load_8bit False)")
-    if flags.get("dtype", "auto") not in DTYPES:
-        problems.append(f'--dtype: "{flags["dtype"]}" is not one of {", ".join(DTYPES)}')
     return problems
+
+
+def _dtype(name: str) -> list[str]:
+    return [] if name in DTYPES else [f'--dtype: "{name}" is not one of {", ".join(DTYPES)}']
 
 
 def _template(flag: str, name: str) -> list[str]:

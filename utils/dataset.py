@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from utils import cache, parallel
 from utils.encode import IGNORED, encode_rows
-from utils.errors import DataFault, EnvironmentFault, ModelFault
+from utils.errors import DataFault, EnvironmentFault, ModelFault, first_line
 from utils.files import sha256_file
 from utils.prompter import Prompter
 from utils.rows import Row, data_names, read_rows, training_rows
@@ -82,7 +82,7 @@ def _from_hub(name: str) -> tuple[dict, Read]:
     except (ConnectionError, OSError) as error:
         raise EnvironmentFault(f"--data_path: {name} is no file here, and the Hub cannot be reached") from error
     except (ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise DataFault(f"--data_path: {name}: {str(error).splitlines()[0]}") from None
+        raise DataFault(f"--data_path: {name}: {first_line(error)}") from None
     return {"path": name, "sha256": table._fingerprint}, partial(training_rows, name, enumerate(table, 1))
 
 

@@ -5,6 +5,11 @@ A user's mistake is raised as one of these with a message that names the flag or
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class Fault(Exception):
     """A run cannot go on, for a reason the user can act on."""
 

@@ -66,6 +66,22 @@ def flush_folder(folder: Path, files: bool = True) -> None:
             os.close(handle)
 
 
+def move_aside(path: Path) -> Path:
+    """Give a file or folder the first name of NAME.old-1, NAME.old-2, … that is free; returns that.
+
+    Raises EnvironmentFault where it cannot be moved: a disk is mounted there, or its folder may not be written.
+    """
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    try:
+        os.replace(path, aside)
+    except OSError as error:
+        raise EnvironmentFault(f"--overwrite: {path} cannot be moved away: {error.strerror}") from None
+    print(f"moved the old {path} to {aside}")
+    return aside
+
+
 @contextmanager
 def new_folder(output: Path, needed_bytes: int) -> Iterator[Path]:
     """An empty folder beside `output` that takes its name when the block ends well, and is removed when it does not.

@@ -1,9 +1,10 @@
 """Model and adapter names to folders on this disk: a path stays what it is, a Hub name is brought into the cache."""
 
+import os
 import re
 from pathlib import Path
 
-from utils.errors import ArgumentFault, EnvironmentFault, ModelFault
+from utils.errors import ArgumentFault, EnvironmentFault, ModelFault, first_line
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _WANTED = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
@@ -14,6 +15,12 @@ def is_hub_name(name: str) -> bool:
     if not _HUB_NAME.fullmatch(name) or name.endswith((".json", ".jsonl")):
         return False
     return not Path(name).exists() and not Path(name).parent.is_dir()
+
+
+def adapter_names(text: str) -> list[str]:
+    """`A,B` of --lora_weights or --lora_model as its parts, in order; a folder whose name has a comma in it is one."""
+    names = [text] if os.path.exists(text) else text.split(",")
+    return [name.strip() for name in names if name.strip()]
 
 
 def local_folder(name: str, flag: str) -> Path:
@@ -39,7 +46,7 @@ def local_folder(name: str, flag: str) -> Path:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise EnvironmentFault(f"--{flag}: {name} is no folder here, and the Hub cannot be reached") from None
     except RepositoryNotFoundError as error:
-        why = str(error).splitlines()[0]
-        raise ArgumentFault(f"--{flag}: {name} is neither a folder here nor a model of the Hub: {why}") from None
+        what = "neither a folder here nor a model of the Hub"
+        raise ArgumentFault(f"--{flag}: {name} is {what}: {first_line(error)}") from None
     except HfHubHTTPError as error:
-        raise ModelFault(f"--{flag}: {name}: {str(error).splitlines()[0]}") from None
+        raise ModelFault(f"--{flag}: {name}: {first_line(error)}") from None

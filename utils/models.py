@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from utils import fast, ranks, runtime, sharding, vocabulary, weights
-from utils.errors import ArgumentFault, ModelFault
+from utils.errors import ArgumentFault, ModelFault, first_line
 
 LORA_FLAGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora")  # of add_lora
 
@@ -36,7 +36,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelFault(f"{folder}: no usable config.json: {_first_line(error)}") from None
+        raise ModelFault(f"{folder}: no usable config.json: {first_line(error)}") from None
     is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
     if not is_causal or (type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)):
         raise ModelFault(f"{folder}: {config.model_type} is no causal language model")
@@ -68,7 +68,7 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
             folder, local_files_only=True, trust_remote_code=False, split_special_tokens=True, **lost
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelFault(f"{folder}: no usable tokenizer: {_first_line(error)}") from None
+        raise ModelFault(f"{folder}: no usable tokenizer: {first_line(error)}") from None
     if tokenizer.eos_token_id is None:
         raise ModelFault(f"{folder}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
@@ -116,11 +116,11 @@ def load_base(folder: Path, load_8bit: bool, load_4bit: bool, dtype: str, device
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelFault(f"{folder}: the base model does not load: {_first_line(error)}") from None
+        raise ModelFault(f"{folder}: the base model does not load: {first_line(error)}") from None
     except Exception as error:  # safetensors and pickle raise classes of their own
         if type(error).__name__ not in ("SafetensorError", "UnpicklingError", "OutOfMemoryError"):
             raise
-        raise ModelFault(f"{folder}: the base model does not load: {_first_line(error)}") from None
+        raise ModelFault(f"{folder}: the base model does not load: {first_line(error)}") from None
     for what in ("missing_keys", "mismatched_keys"):
         if report[what]:
             names = sorted(map(str, report[what]))
@@ -193,7 +193,3 @@ def add_lora(
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

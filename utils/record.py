@@ -1,9 +1,10 @@
 """run.json: what made this output. Identity decides whether a command continues a run or would start another.
 
-Keys: kind, status ("running" | "complete"), folder, base, parent, processes, data, template, settings, versions,
-started; at the end finished, files, tokens, losses, speed. Written beside the adapter, read by later stages,
-generate.py and merge_lora.py. Paths are absolute; "folder" is where the output lay, so that what lay beside it is found
-after a move.
+Keys: kind ("finetune" | "merge"), status ("running" | "complete"), folder, base, parent, template, versions. Of a
+training run also processes, data, settings, started, rows, micro_batch_sizes; at the end finished, steps, losses,
+tokens, speed, files, held_out. Of a merge: adapters, merged, dtype, finished. Written beside the weights, read by later
+stages, generate.py and merge_lora.py. Paths are absolute; "folder" is where the output lay, so that what lay beside it
+is found after a move.
 """
 
 import json
@@ -112,7 +113,14 @@ def refuse_changed_data(run: dict) -> None:
     for item in run["data"]:
         path = Path(item["path"])
         if path.is_file() and (now := sha256_file(path)) != item["sha256"]:
-            raise ModelFault(f"{path} was changed during the run: {_short(item['sha256'])} -> {_short(now)}")
+            raise ModelFault(f"{path} was changed during the run: {short(item['sha256'])} -> {short(now)}")
+
+
+def home(folder: Path) -> Path:
+    """The folder of the run that wrote this one: that of a checkpoint (there still or not) is the one it lies in."""
+    path = folder.resolve()
+    is_checkpoint = path.name.startswith("checkpoint-") or (path / "trainer_state.json").exists()
+    return path.parent if is_checkpoint and not (path / NAME).exists() else folder
 
 
 def now() -> str:
@@ -134,74 +142,6 @@ def read(folder: Path | str) -> dict | None:
     return value
 
 
-def describe_merge(base: dict, adapters: list[tuple[Path, str]], dtype: str, output_dir: str) -> dict:
-    """The record of merged weights: base, adapters (folder, SHA-256 of its weights) in order, and the template of the
-    last one that has any. "merged": the hashes of all adapters inside, the base's own included; "parent": the last."""
-    described = [_describe_adapter(folder, sha256) for folder, sha256 in adapters]
-    templates = [(read(folder) or {}).get("template") for folder, _ in reversed(adapters)]
-    return {
-        "kind": "merge",
-        "status": "complete",
-        "folder": str(Path(output_dir).resolve()),
-        "base": base,
-        "parent": described[-1],
-        "adapters": described,
-        "merged": [*_merged_before(base), *(sha256 for _, sha256 in adapters)],
-        "dtype": dtype,
-        "template": next(filter(None, templates), None),
-        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in ("torch", "safetensors")},
-        "finished": now(),
-    }
-
-
-def _describe_adapter(folder: Path, sha256: str) -> dict:
-    run = read(folder) or {}
-    base, continues, earlier = _get(run, "base", "fingerprint"), [], run
-    while (parent := earlier.get("parent")) and parent["sha256"] not in continues:
-        continues.append(parent["sha256"])
-        earlier = read(Path(parent["path"])) or {}
-    return {"path": str(folder.resolve()), "sha256": sha256, "base": base, "continues": continues}
-
-
-def _merged_before(base: dict) -> list[str]:
-    """Hashes of the adapters that are inside a base which is itself a merge."""
-    run = read(Path(base["path"])) or {}
-    return run.get("merged", [_get(run, "parent", "sha256")]) if run.get("kind") == "merge" else []
-
-
-def check_merge(run: dict, force_base: bool) -> None:
-    """Raises ModelFault for an adapter that is not what its run wrote, for one that would be inside twice, itself or
-    as the start of one that continues it. A first one trained on another base: the same, or a warning with force_base.
-    """
-    inside = _merged_before(run["base"])
-    for adapter in run["adapters"]:
-        if problem := changed_file(Path(adapter["path"]), read(Path(adapter["path"])) or {}):
-            raise ModelFault(f"--lora_model: {problem}")
-        if adapter["sha256"] in inside:
-            raise ModelFault(
-                f"--lora_model: {adapter['path']} is merged already, into --base_model or before in the list"
-            )
-        if set(adapter["continues"]) & set(inside):
-            raise ModelFault(
-                f"--lora_model: {adapter['path']} continues an adapter that is merged already: it holds that "
-                "one's work too (merge it alone, into the base it was trained on)"
-            )
-        inside = [*inside, adapter["sha256"]]
-    first = run["adapters"][0]
-    if first["base"] not in (None, run["base"]["fingerprint"]):
-        problem = f"--lora_model: {first['path']} was trained on another base model than --base_model"
-        if not force_base:
-            raise ModelFault(f"{problem} (--force_base if you know better)")
-        warn(problem)
-
-
-def is_same_merge(output_dir: str, run: dict) -> bool:
-    """Whether output_dir already holds what `run` describes."""
-    old = read(Path(output_dir)) or {}
-    same_base = _get(old, "base", "fingerprint") == run["base"]["fingerprint"]
-    return old.get("kind") == "merge" and same_base and all(old.get(key) == run[key] for key in ("merged", "dtype"))
-
-
 def lineage(parent: dict | None) -> list[dict]:
     """The stages behind a run, the first one first, each {"name", "folder", "run"}, as far as run.json tells.
 
@@ -210,8 +150,7 @@ def lineage(parent: dict | None) -> list[dict]:
     """
     stages: list[dict] = []
     while parent is not None:
-        folder = Path(parent["path"])
-        folder = folder if (folder / NAME).exists() or not (folder.parent / NAME).exists() else folder.parent
+        folder = home(Path(parent["path"]))
         run = read(folder)
         if run is None or any(stage["folder"] == str(folder) for stage in stages):
             break
@@ -240,7 +179,7 @@ def changed_template(run: dict) -> str | None:
     are recorded). Raises ArgumentFault for a template that is gone."""
     then = run.get("template") or {}
     now = Prompter(then["name"]).sha256 if then.get("sha256") else None
-    return None if now == then.get("sha256") else f"template {then['name']}: {_short(then['sha256'])} -> {_short(now)}"
+    return None if now == then.get("sha256") else f"template {then['name']}: {short(then['sha256'])} -> {short(now)}"
 
 
 def template_of(folder: Path, asked: str) -> str:
@@ -248,7 +187,7 @@ def template_of(folder: Path, asked: str) -> str:
 
     One warning line where they disagree, or where nothing is recorded.
     """
-    run = read(folder) or {}
+    run = read(home(folder)) or {}
     recorded = (run.get("template") or {}).get("name")
     if not recorded and not asked:
         what = "names no template in its run.json" if run else "has no run.json"
@@ -263,7 +202,7 @@ def template_of(folder: Path, asked: str) -> str:
 
 def check_base(adapter: Path | None, base: dict) -> None:
     """Warn when the adapter's run.json names another base than this one."""
-    trained_on = ((read(adapter) or {}).get("base") if adapter else None) or base
+    trained_on = ((read(home(adapter)) or {}).get("base") if adapter else None) or base
     if trained_on["fingerprint"] != base["fingerprint"]:
         warn(f"{adapter} was trained on {trained_on['name']}, whose files differ from those of {base['name']}")
 
@@ -284,7 +223,7 @@ def differences(old: dict, new: dict) -> list[str]:
     ]
     settings = BEFORE | (old.get("settings") or {})
     pairs += [(f"--{key}", settings.get(key), new["settings"][key]) for key in MATHEMATICAL]
-    return [f"{name}: {_short(before)} -> {_short(after)}" for name, before, after in pairs if before != after]
+    return [f"{name}: {short(before)} -> {short(after)}" for name, before, after in pairs if before != after]
 
 
 def refuse_unlike(runs: list[dict]) -> None:
@@ -303,7 +242,12 @@ def _get(run: dict, part: str, key: str) -> object:
     return (run.get(part) or {}).get(key)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value as one shows it beside another: of a hash its first 12 digits."""
+    if isinstance(value, dict):
+        return " ".join(map(short, value.values()))
     if isinstance(value, list):
-        return "[" + ",".join(map(_short, value)) + "]"
+        return "[" + ",".join(map(short, value)) + "]"
+    if value == "":
+        return '""'
     return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import hub, record
-from utils.checks import adapter_names
+from utils.hub import adapter_names
 from utils.prompter import Prompter
 
 

@@ -44,7 +44,7 @@ def users(auth: str) -> list[tuple[str, str]]:
     """--auth as (name, password) pairs: USER:PASSWORD itself, or the lines of a file. Raises ArgumentFault."""
     if not auth:
         return []
-    is_file = Path(auth).is_file()
+    is_file = os.path.isfile(auth)  # Path's would not take a long text
     try:
         lines = Path(auth).read_text(encoding="utf-8-sig").splitlines() if is_file else [auth]
     except UnicodeDecodeError:
