@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from commands import MAIN, ROOT, command, ends, refusal
 from conftest import both_families, write_rows
 from tiny_models import KNOWN, ROWS
+from torch.utils.data import DataLoader
+from transformers import TrainerState
 
 import generate
-from utils import checkpoint, cli, fast, forgetting, ranks, record, runtime
+from utils import checkpoint, cli, fast, forgetting, hooks, ranks, record, runtime
 from utils.batching import FILLER, StepOrder, collate, collate_packed, tokens_of
 from utils.encode import IGNORED
 from utils.errors import Interrupted, ModelFault
@@ -273,6 +276,23 @@ def test_the_last_step_is_filled_up_so_that_all_processes_have_as_many_rows():
     filler = {key: FILLER[key] for key in ("input_ids", "labels")}
     row = {"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}
     assert tokens_of(collate([row, filler], 0)) == tokens_of(collate_packed([filler, row])) == 3
+
+
+def test_an_epoch_that_several_processes_go_on_in_has_its_own_rows():
+    def batches(loader) -> list[list[int]]:
+        loader.set_epoch(2)
+        return list(loader)
+
+    order = StepOrder([1] * 24, 8, 1, False, 4)
+    rows = DataLoader(range(24), batch_size=2, sampler=order, collate_fn=list)
+    loader = prepare_data_loader(rows, num_processes=2, process_index=1, even_batches=False)
+    whole = batches(loader)
+    order.set_epoch(0)
+    cadence = hooks.Cadence(7, evaluates=True)
+    cadence.order = order
+    state = TrainerState(global_step=7, max_steps=21, num_train_epochs=7)
+    cadence.on_epoch_begin(None, state, None)
+    assert batches(skip_first_batches(loader, 2)) == whole[2:]
 
 
 def test_without_labels_a_batch_has_a_loss_of_zero_and_gradients_of_zero():

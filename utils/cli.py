@@ -23,7 +23,7 @@ from utils import ranks
 from utils.errors import ArgumentFault, EnvironmentFault, Fault
 
 # How long (s) a process waits for the first one of its machine to tell an error that both surely have, or may have.
-SURELY, MAYBE = 60, 5
+SURELY, MAYBE = 60, 15
 _given: frozenset[str] = frozenset()
 
 

@@ -33,6 +33,7 @@ class Cadence(TrainerCallback):
         self.every, self.evaluates = every, evaluates
         self.received: signal.Signals | None = None  # by this process
         self.signal: signal.Signals | None = None  # what all processes know of
+        self.order = None  # set by the trainer; a StepOrder
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -55,6 +56,13 @@ class Cadence(TrainerCallback):
         """The signal that any process has received: all of them end at the same step."""
         self.signal = max(filter(None, runtime.gathered(self.received)), default=self.signal)
         return self.signal
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Tell the order of rows its epoch. accelerate does so too, but does not reach it behind what several processes
+        and a skipped beginning wrap around it: an epoch that is gone on with would have the rows of the first one."""
+        self.order.set_epoch(state.global_step // (state.max_steps // state.num_train_epochs))
 
     def _due(self, state: TrainerState) -> bool:
         return state.global_step % self.every == 0 or state.global_step >= state.max_steps

@@ -99,6 +99,7 @@ class StageTrainer(Trainer):
         order = StepOrder(
             lengths, at_once * self.args.gradient_accumulation_steps, self.args.seed, self.group_by_length, at_once
         )
+        self.cadence.order = order
         rows = self.train_dataset.add_item(FILLER) if order.fillers else self.train_dataset
         return self._get_dataloader(rows, "training", micro, lambda _: order, is_training=True)
 
