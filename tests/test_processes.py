@@ -16,7 +16,7 @@ from conftest import both_families, write_rows
 from tiny_models import KNOWN, ROWS
 
 import generate
-from utils import checkpoint, cli, fast, forgetting, record, runtime
+from utils import checkpoint, cli, fast, forgetting, ranks, record, runtime
 from utils.batching import FILLER, StepOrder, collate, collate_packed, tokens_of
 from utils.encode import IGNORED
 from utils.errors import Interrupted, ModelFault
@@ -214,8 +214,10 @@ def test_a_process_that_is_not_the_first_is_silent_about_what_the_first_one_says
     with monkeypatch.context() as patch:  # had it ended first, the launcher would end the first one before it speaks
         patch.setattr(cli.time, "sleep", launcher_ends_it)
         assert ends(MAIN["finetune.py"], wrong, monkeypatch, capsys, several=True) == (143, "", "")
-    assert waited == [cli.COURTESY]
-    monkeypatch.setattr(cli, "COURTESY", 0)  # nobody has ended it: the first one had no such error
+        monkeypatch.setattr(ranks, "have_met", lambda: True)
+        ends(MAIN["finetune.py"], wrong, monkeypatch, capsys, several=True)
+    assert waited == [cli.SURELY, cli.MAYBE]
+    monkeypatch.setattr(cli, "MAYBE", 0)  # nobody has ended it: the first one had no such error
     code, _, err = ends(MAIN["finetune.py"], wrong, monkeypatch, capsys, several=True)
     assert code == 2 and "error on rank 1: --val_set_size" in err
     monkeypatch.setenv("LOCAL_RANK", "0")  # the first of another machine

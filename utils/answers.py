@@ -144,7 +144,7 @@ class Target:
 
 def _read(path: Path) -> tuple[dict | None, Answers]:
     """(what was asked, answers) of a journal. Raises DataFault naming a line that is not of ours."""
-    asked: dict | None = None
+    asked: dict = {}
     done: Answers = {}
     for number, raw in enumerate(journal.whole_lines(path), 1):
         try:
@@ -159,7 +159,7 @@ def _read(path: Path) -> tuple[dict | None, Answers]:
                 done |= found
         except (ValueError, TypeError, KeyError, AttributeError):
             raise DataFault(f"{path}:{number}: no line of a journal of answers; --overwrite moves it away") from None
-    return asked, done
+    return asked or None, done
 
 
 def _differences(old: dict, new: dict) -> list[str]:

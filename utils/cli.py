@@ -22,9 +22,8 @@ from typing import Any
 from utils import ranks
 from utils.errors import ArgumentFault, EnvironmentFault, Fault
 
-# A process whose error another one tells waits so long (s) for the launcher to end it: a launcher that saw it end first
-# would end the other one before it has spoken.
-COURTESY = 60
+# How long (s) a process waits for the first one of its machine to tell an error that both surely have, or may have.
+SURELY, MAYBE = 60, 5
 _given: frozenset[str] = frozenset()
 
 
@@ -64,10 +63,10 @@ def run(
     except KeyboardInterrupt:
         _leave(f"{script}: interrupted", 130, debug, ranks.is_first())
     except Fault as fault:
-        if not (tells := ranks.speaks() and not fault.is_told) and fault.exit_code < 128:
-            time.sleep(COURTESY)
-            tells = True
-        _leave(f"{script}: {_error()}: {fault}", fault.exit_code, debug, tells)
+        is_signal = fault.exit_code > 128
+        if not is_signal and ranks.local_rank() > 0:
+            _give_way(not ranks.have_met() or fault.is_told)
+        _leave(f"{script}: {_error()}: {fault}", fault.exit_code, debug, not (is_signal and fault.is_told))
     except OSError as error:
         if error.errno not in _ENVIRONMENT:
             raise
@@ -105,6 +104,13 @@ def _command(commands: Mapping[str, Callable[..., None]], script: str, argv: lis
 
 def _error() -> str:
     return "error" if ranks.is_first() else f"error on rank {ranks.rank()}"
+
+
+def _give_way(surely: bool) -> None:
+    """Wait for the machine's first process to tell the error; the launcher then ends this one. If this one ended first,
+    the launcher would end the other before it has spoken."""
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(SURELY if surely else MAYBE)
 
 
 @contextlib.contextmanager

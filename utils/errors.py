@@ -54,5 +54,5 @@ class Interrupted(Fault):
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
-    def __reduce__(self):  # it travels between processes: pickle would call with the message alone
+    def __reduce__(self) -> tuple:  # it travels between processes: pickle would call with the message alone
         return Interrupted, (self.exit_code - 128, str(self))

@@ -16,7 +16,7 @@ _UNTAKEN = {
     "ACCELERATE_USE_MEGATRON_LM": "megatron_lm",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config",
 }
-_have_met = False
+_met = False
 
 
 def rank() -> int:
@@ -57,15 +57,14 @@ def is_first() -> bool:
 
 
 def meet() -> None:
-    """Note that the processes have met: from here on each may fail for a reason of its own."""
-    global _have_met
-    _have_met = True
+    """Note that the processes have met."""
+    global _met
+    _met = True
 
 
-def speaks() -> bool:
-    """Whether this process tells why it ends. Before they have met, all of a machine end for the same reason, and its
-    first one tells it."""
-    return is_first() or _have_met or local_rank() == 0
+def have_met() -> bool:
+    """Whether each may fail for a reason of its own; before, all of a machine end for the same reason."""
+    return _met
 
 
 def loss(error: BaseException) -> str | None:

@@ -26,10 +26,15 @@ _CGROUPS = (  # of a container: the folder, its limit, what is used of it
 
 
 def join(gpu_id: str = "") -> torch.device:
-    """Meet the launcher's other processes, if there are any; the device of this one (see device)."""
+    """Meet the launcher's other processes, if there are any; the device of this one (see device).
+
+    Raises EnvironmentFault, besides, where the environment tells of others that cannot be met.
+    """
     on = device(gpu_id)
     if ranks.world_size() > 1:
-        PartialState(cpu=on.type == "cpu", timeout=PATIENCE)
+        met = PartialState(cpu=on.type == "cpu", timeout=PATIENCE).num_processes
+        if met != ranks.world_size():  # accelerate wants LOCAL_RANK too, and else works alone
+            raise EnvironmentFault(f"WORLD_SIZE is {ranks.world_size()}, but nothing joins them: start it by torchrun")
         ranks.meet()
     return on
 

@@ -223,9 +223,9 @@ def _on(
 
     Values reach `work` as they came: a widget's own check of what is no value of it would end in a traceback.
     """
-    limits = {"concurrency_id": "answers", "concurrency_limit": TOGETHER} if slow else {"queue": False}
+    limits: dict[str, object] = {"preprocess": False, "show_progress": "full" if slow else "hidden"}
+    limits |= {"concurrency_id": "answers", "concurrency_limit": TOGETHER} if slow else {"queue": False}
     name = {"api_name": api_name} if api_name else {"api_visibility": "private"}
-    limits |= {"preprocess": False, "show_progress": "full" if slow else "hidden"}
     return listen(work, None, outputs, inputs_kwargs=inputs, **name, **limits, **more)
 
 
