@@ -2,9 +2,9 @@
 
 Keys: kind ("finetune" | "merge"), status ("running" | "complete"), folder, base, parent, template, versions. Of a
 training run also processes, data, settings, started, rows, micro_batch_sizes; at the end finished, steps, losses,
-tokens, speed, files, held_out. Of a merge: adapters, merged, dtype, finished. Written beside the weights, read by later
-stages, generate.py and merge_lora.py. Paths are absolute; "folder" is where the output lay, so that what lay beside it
-is found after a move.
+tokens, speed, files, held_out. Of a merge (utils.merged): adapters, merged, dtype, finished. Written beside the
+weights, read by later stages, generate.py and merge_lora.py. Paths are absolute; "folder" is where the output lay, so
+that what lay beside it is found after a move.
 """
 
 import json
