@@ -33,7 +33,7 @@ class Cadence(TrainerCallback):
         self.every, self.evaluates = every, evaluates
         self.received: signal.Signals | None = None  # by this process
         self.signal: signal.Signals | None = None  # what all processes know of
-        self.order = None  # set by the trainer; a StepOrder
+        self.order: Any = None  # set by the trainer; a StepOrder
 
     @contextmanager
     def watching(self) -> Iterator[None]:
