@@ -28,6 +28,7 @@ fi
 
 # launch SCRIPT FLAG...: in one process, or with GPUS=8 in eight.
 launch() {
+  case "${GPUS:-1}" in *[!0-9]* | 0) fail 2 "GPUS=$GPUS is not a number of processes" ;; esac
   if [ "${GPUS:-1}" = 1 ]; then "$PYTHON" "$@"
   else "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" "$@"; fi
 }

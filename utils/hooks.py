@@ -146,6 +146,26 @@ class Metrics(TrainerCallback):
             raise ModelFault("the loss is exactly 0 at the first step: the base model or its labels are broken")
 
 
+def outcome(metrics: Path, step: int, best: dict | None) -> dict:
+    """What metrics.jsonl says of the whole run, however many processes it took: {"steps", "losses", "tokens", "speed"}.
+
+    step: the last one; best: {"step", "loss"} of the lowest validation loss, None where nothing was validated.
+    """
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    seconds, read = sum(line["seconds"] for line in steps), sum(line["tokens_read"] for line in steps)
+    losses = {"train": sum(line["loss"] for line in steps) / len(steps)}
+    if best is not None:
+        start = next(line["eval_loss"] for line in lines if "eval_loss" in line and line["step"] == 0)
+        losses |= {"start": start, "best": best["loss"], "best_step": best["step"]}
+    return {
+        "steps": step,
+        "losses": losses,
+        "tokens": {"supervised": sum(line["tokens"] for line in steps), "read": read},
+        "speed": {"seconds": round(seconds, 1), "tokens_per_second": round(read / max(seconds, 1e-9), 1)},
+    }
+
+
 class Bar(ProgressCallback):
     """The Trainer's progress bar with the speed and the latest losses at its end, instead of a printed dictionary a
     step; in a log, which is no terminal, a line a checkpoint. tokens_per_s: those of the rows, without padding."""

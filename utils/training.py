@@ -228,13 +228,6 @@ def build(
     model: nn.Module, train_set: Any, val_set: Any, steps: Plan, flags: dict, pad_token_id: int, device: torch.device
 ) -> StageTrainer:
     """The stage's trainer. flags: finetune.py's, by name."""
-    loggers = [
-        name for name, wanted in (("wandb", flags["wandb_project"]), ("tensorboard", flags["tensorboard"])) if wanted
-    ]
-    for name in ("project", "watch", "log_model"):
-        if value := flags[f"wandb_{name}"]:
-            # Alpaca-LoRA's --wandb_log_model true: the adapter as it is at the end
-            os.environ[f"WANDB_{name.upper()}"] = "end" if (name, value) == ("log_model", "true") else value
     quantised_gpu = device.type == "cuda" and (flags["load_8bit"] or flags["load_4bit"])
     bf16 = quantised_gpu and torch.cuda.is_bf16_supported()
     evaluates = len(val_set) > 0
@@ -261,7 +254,7 @@ def build(
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
         label_names=["labels"],
-        report_to=loggers or "none",
+        report_to=_loggers(flags) or "none",
         disable_tqdm=False,
         run_name=flags["wandb_run_name"] or None,
         ddp_find_unused_parameters=False,
@@ -293,6 +286,16 @@ def build(
     return trainer
 
 
+def _loggers(flags: dict) -> list[str]:
+    """Those asked for, wandb set up by its variables."""
+    for name in ("project", "watch", "log_model"):
+        if value := flags[f"wandb_{name}"]:
+            # Alpaca-LoRA's --wandb_log_model true: the adapter as it is at the end
+            os.environ[f"WANDB_{name.upper()}"] = "end" if (name, value) == ("log_model", "true") else value
+    wanted = {"wandb": flags["wandb_project"], "tensorboard": flags["tensorboard"]}
+    return [name for name, asked in wanted.items() if asked]
+
+
 def run(trainer: StageTrainer, resume_from: Path | None) -> dict:
     """Train, from a checkpoint where there is one; the model then holds the best adapter.
 
@@ -320,28 +323,11 @@ def run(trainer: StageTrainer, resume_from: Path | None) -> dict:
     if cadence.agree() is not None:
         runtime.of_first(_interrupt, cadence.signal, trainer.state.global_step)
     trainer.keep_best()
-    return runtime.of_first(_outcome, trainer.metrics.path, trainer)
+    return runtime.of_first(hooks.outcome, trainer.metrics.path, trainer.state.global_step, trainer.best)
 
 
 def _interrupt(number: signal.Signals, step: int) -> None:
     raise Interrupted(number, f"{number.name} at step {step}; the same command goes on from there")
-
-
-def _outcome(metrics: Path, trainer: StageTrainer) -> dict:
-    """What metrics.jsonl says of the whole run, however many processes it took."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    seconds, read = sum(line["seconds"] for line in steps), sum(line["tokens_read"] for line in steps)
-    losses = {"train": sum(line["loss"] for line in steps) / len(steps)}
-    if trainer.best is not None:
-        start = next(line["eval_loss"] for line in lines if "eval_loss" in line and line["step"] == 0)
-        losses |= {"start": start, "best": trainer.best["loss"], "best_step": trainer.best["step"]}
-    return {
-        "steps": trainer.state.global_step,
-        "losses": losses,
-        "tokens": {"supervised": sum(line["tokens"] for line in steps), "read": read},
-        "speed": {"seconds": round(seconds, 1), "tokens_per_second": round(read / max(seconds, 1e-9), 1)},
-    }
 
 
 def summary(losses: dict) -> str:
