@@ -4,4 +4,4 @@
 
 export HF_HUB_OFFLINE=1
 "$PYTHON" -m ruff check .
-"$PYTHON" -m pytest -q "$@"
+"$PYTHON" -m pytest -q -n 2 --dist loadfile "$@"

@@ -4,8 +4,12 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+if sys.argv[0] == "-c":  # a worker of pytest-xdist; the scripts' messages begin with their name
+    sys.argv[0] = "pytest.py"
 
 # Tiny tensors gain nothing from two threads, and lose much when another process wants a core.
 os.environ["OMP_NUM_THREADS"] = "1"
