@@ -1,6 +1,6 @@
 """What the converters data/*/split.py share: finding raw files, checking their texts, writing arrays and the report.
 
-Not a command: run a converter, e.g. python data/firefly/split.py --input raw/firefly --output_dir data/firefly
+Not a command: run a converter, e.g. python data/firefly/split.py --input data/raw/firefly --output_dir data/firefly
 """
 
 import contextlib

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARENT, MINE = "rerun-2-alpaca-13b-3", "rerun-2-alpaca-13b-4"
 WALK = """\
 python finetune.py --dry_run --base_model models/merge-13b-alpaca --data_path data/mine/rows.json \\
-  --val_set_size 10 --batch_size 16 --cutoff_len 512 --train_on_inputs False
+  --val_set_size 10 --batch_size 16 --micro_batch_size 8 --cutoff_len 512 --train_on_inputs False
 for verb in rerun generate save-generate; do
   sed -e 's/^# Experiment .*/# Experiment 2, stage 4: goes on with my own field./' \\
     -e 's/13b-3/13b-4/; s/13b-2-2/13b-3/; s|psyQA/psyqa-5|mine/rows|; s/convert .* with .*"/put your rows there"/' \\

@@ -1,6 +1,6 @@
 """COIG -> coig-part1.json, coig-part2.json, coig-exam.json, coig-translate.json, coig-leetcode.json, coig-chat.json.
 
-    python data/COIG/split.py --input raw/COIG --output_dir data/COIG
+    python data/COIG/split.py --input data/raw/COIG --output_dir data/COIG
 
 The name of a raw file decides how it is read, so the files must keep their public names.
 """

@@ -1,6 +1,6 @@
 """Alpaca-GPT4 (English) -> alpaca-gpt4.json.
 
-    python data/alpaca-gpt4/split.py --input raw/alpaca-gpt4 --output_dir data/alpaca-gpt4
+    python data/alpaca-gpt4/split.py --input data/raw/alpaca-gpt4 --output_dir data/alpaca-gpt4
 
 Where a task has no input, some rows say so in words ("Noinput", "No input"); those words would be taken for the input.
 """

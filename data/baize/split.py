@@ -1,6 +1,6 @@
 """baize -> baize-<topic>.json, e.g. baize-quora.json: dialogues of several turns.
 
-    python data/baize/split.py --input raw/baize --output_dir data/baize
+    python data/baize/split.py --input data/raw/baize --output_dir data/baize
 
 A dialogue is one text: a heading, then turns that begin with [|Human|] and [|AI|], by turns, each on a new line.
 """

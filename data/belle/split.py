@@ -1,6 +1,6 @@
 """BELLE 0.5M -> belle.json.
 
-    python data/belle/split.py --input raw/belle --output_dir data/belle
+    python data/belle/split.py --input data/raw/belle --output_dir data/belle
 
 Both forms are read: instruction, input and output, and the older input and target.
 """

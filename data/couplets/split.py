@@ -1,6 +1,6 @@
 """Couplets -> couplet-0.json (the training half), couplet-1.json (the test half), couplet-all.json (both).
 
-    python data/couplets/split.py --input raw/couplets --output_dir data/couplets
+    python data/couplets/split.py --input data/raw/couplets --output_dir data/couplets
 
 A half is in.txt (first lines) and out.txt (second lines), a line a couplet, with a blank behind every character.
 """

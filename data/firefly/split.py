@@ -1,6 +1,6 @@
 """Firefly -> firefly-train-0.json … firefly-train-4.json, each with a fifth of every kind of task.
 
-    python data/firefly/split.py --input raw/firefly-train-1.1M.jsonl --output_dir data/firefly
+    python data/firefly/split.py --input data/raw/firefly-train-1.1M.jsonl --output_dir data/firefly
 
 A stage trains on one file, so each must hold every kind in the proportion of the whole: the rows of a kind are cut,
 in order, into five consecutive pieces of ceil(n / 5). The rows of a file keep the order of the raw file.

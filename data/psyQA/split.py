@@ -1,6 +1,6 @@
 """PsyQA -> psyqa-0.json … psyqa-5.json: three ways to ask, each with every answer or the first answer only.
 
-    python data/psyQA/split.py --input raw/PsyQA_full.json --output_dir data/psyQA
+    python data/psyQA/split.py --input data/raw/PsyQA_full.json --output_dir data/psyQA
 
 | instruction              | input       | every answer | first answer only |
 |--------------------------|-------------|--------------|-------------------|
