@@ -38,7 +38,11 @@ PIP = ["-m", "pip", "install", "--disable-pip-version-check", "-r", "requirement
 
 def test_the_set_up_happens_once_and_again_when_the_requirements_change(bare):
     assert set_up(bare, "test").returncode == 0
-    assert [call[1:] for call in bare.called()] == [PIP, ["-m", "ruff", "check", "."], ["-m", "pytest", "-q"]]
+    assert [call[1:] for call in bare.called()] == [
+        PIP,
+        ["-m", "ruff", "check", "."],
+        ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile"],
+    ]
     bare.forget()
     assert set_up(bare, "test").returncode == 0
     assert PIP not in [call[1:] for call in bare.called()]
@@ -50,7 +54,7 @@ def test_the_set_up_happens_once_and_again_when_the_requirements_change(bare):
 
 def test_arguments_of_test_sh_go_to_pytest(bare):
     assert bare.bash("scripts/test.sh", "-k", "a b", "-x").returncode == 0
-    assert bare.called()[-1][1:] == ["-m", "pytest", "-q", "-k", "a b", "-x"]
+    assert bare.called()[-1][1:] == ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-k", "a b", "-x"]
     assert not (bare.root / ".venv").exists(), "PYTHON was given"
 
 
