@@ -117,14 +117,13 @@ class Target:
 
     def add(self, answers: Answers) -> None:
         """Put the answers of one batch on the disk. Raises EnvironmentFault where that is full."""
+        if self._journal is not None:
+            with disk_faults(self.path.parent):
+                if self._is_new:
+                    self._journal.append(self._asked)
+                    self._is_new = False
+                self._journal.append({"answers": {str(index): answer for index, answer in answers.items()}})
         self.done |= answers
-        if self._journal is None:
-            return
-        with disk_faults(self.path.parent):
-            if self._is_new:
-                self._journal.append(self._asked)
-                self._is_new = False
-            self._journal.append({"answers": {str(index): answer for index, answer in answers.items()}})
 
     def close(self) -> None:
         """Write test.json, if it is not there: each prompt's row with its answer, in the prompts' order."""
